@@ -1,0 +1,61 @@
+//! Installs what the tests need, and only what is missing: a second run touches neither the network nor the machine.
+//!
+//! Three kinds: Debian packages (system-wide, which takes root), guest kernels (unpacked under the target directory,
+//! never installed) and Python tools (in a virtual environment under the target directory).
+
+mod apt;
+mod kernels;
+mod python;
+
+use anyhow::Result;
+
+use crate::run;
+
+/// Options of `cargo xtask deps`.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Look for newer guest kernels even where some are already there.
+    #[arg(long)]
+    refresh: bool,
+}
+
+/// A program the tests start, and the Debian package that has it.
+struct Tool {
+    program: &'static str,
+    package: &'static str,
+    /// Take it from the backports where the release has some: the version in the release itself is too old.
+    newest: bool,
+}
+
+const fn tool(program: &'static str, package: &'static str) -> Tool {
+    Tool { program, package, newest: false }
+}
+
+/// Every program from a Debian package that the tests, or the guests' images, need.
+const TOOLS: &[Tool] = &[
+    Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", newest: true },
+    tool("busybox", "busybox-static"),
+    tool("fio", "fio"),
+    tool("nvme", "nvme-cli"),
+    tool("mkfs.ext4", "e2fsprogs"),
+    tool("depmod", "kmod"),
+    tool("xz", "xz-utils"),
+    tool("ldd", "libc-bin"),
+];
+
+/// `cargo xtask deps`.
+pub(crate) fn main(args: &Args) -> Result<()> {
+    let dir = run::e2e_dir();
+    std::fs::create_dir_all(&dir)?;
+    let mut apt = apt::Apt::new(&dir)?;
+    let mut missing: Vec<&Tool> = TOOLS.iter().filter(|tool| !run::in_path(tool.program)).collect();
+    let venv = Tool { program: "python3", package: "python3-venv", newest: false };
+    if !python::can_make_venv() {
+        missing.push(&venv);
+    }
+    let (newest, stable): (Vec<_>, Vec<_>) = missing.into_iter().partition(|tool| tool.newest);
+    apt.install(&stable.iter().map(|tool| tool.package).collect::<Vec<_>>(), apt::From::Release)?;
+    apt.install(&newest.iter().map(|tool| tool.package).collect::<Vec<_>>(), apt::From::Backports)?;
+    kernels::fetch(&dir, &mut apt, args.refresh)?;
+    python::install(&dir)
+}

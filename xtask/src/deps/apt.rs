@@ -64,7 +64,8 @@ impl Apt {
         }
         let mut command = self.apt("apt-get", Sources::Machine)?;
         command.env("DEBIAN_FRONTEND", "noninteractive");
-        command.args(["install", "-y", "--no-install-recommends", "-o", "Dpkg::Use-Pty=0", "-qq"]);
+        command.args(["install", "-y", "--no-install-recommends", "-qq"]);
+        command.args(["-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=120"]);
         if from == From::Backports && self.is_guest_release {
             command.args(["-t", &format!("{GUEST_RELEASE}-backports")]);
         }

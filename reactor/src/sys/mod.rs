@@ -1,0 +1,5 @@
+//! The operating system's side: what needs `unsafe` or a system call, behind safe functions.
+
+pub mod affinity;
+pub mod tsc;
+pub mod wake;

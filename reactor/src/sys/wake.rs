@@ -1,0 +1,89 @@
+//! How a sleeping reactor is woken: an eventfd in the epoll set that it sleeps on.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::io::Errno;
+
+use crate::error::ReactorError;
+
+/// Makes a reactor's blocking wait return. Shared by all who may wake it.
+#[derive(Debug)]
+pub struct WakeFd(OwnedFd);
+
+impl WakeFd {
+    /// A new eventfd.
+    ///
+    /// # Errors
+    /// [`ReactorError::Os`] when the process has no descriptors left.
+    pub fn new() -> Result<Self, ReactorError> {
+        let fd =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(os("create an eventfd"))?;
+        Ok(Self(fd))
+    }
+
+    /// Wakes whoever sleeps on it, now or as soon as they try to sleep.
+    pub fn wake(&self) {
+        // A full counter (EAGAIN) means that a wake-up is pending already; nothing else can fail here.
+        rustix::io::write(&self.0, &1_u64.to_le_bytes()).ok();
+    }
+
+    /// Takes back all wake-ups so far.
+    pub fn clear(&self) {
+        let mut count = [0_u8; 8];
+        rustix::io::read(&self.0, &mut count).ok();
+    }
+}
+
+impl AsFd for WakeFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The set of descriptors that end a reactor's sleep when they become readable.
+#[derive(Debug)]
+pub struct SleepSet(OwnedFd);
+
+impl SleepSet {
+    /// An empty set.
+    ///
+    /// # Errors
+    /// [`ReactorError::Os`] when the process has no descriptors left.
+    pub fn new() -> Result<Self, ReactorError> {
+        let fd = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("create an epoll set"))?;
+        Ok(Self(fd))
+    }
+
+    /// Lets `fd` (an eventfd, a nested epoll set, an io_uring) end the sleep while it is readable.
+    ///
+    /// # Errors
+    /// [`ReactorError::Os`] when the kernel refuses the descriptor.
+    pub fn add(&self, fd: impl AsFd) -> Result<(), ReactorError> {
+        epoll::add(&self.0, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+            .map_err(os("watch a descriptor for a sleeping reactor"))
+    }
+
+    /// Takes `fd` out again.
+    pub fn remove(&self, fd: impl AsFd) {
+        epoll::delete(&self.0, fd).ok();
+    }
+
+    /// Blocks until a descriptor is readable, or `timeout_ns` has passed; `None` waits for ever.
+    pub fn wait(&self, timeout_ns: Option<u64>) {
+        const NS_PER_S: u64 = 1_000_000_000;
+        let timeout = timeout_ns.map(|ns| Timespec {
+            tv_sec: i64::try_from(ns / NS_PER_S).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(ns % NS_PER_S).unwrap_or(0),
+        });
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
+        // Interrupted or not: the caller looks at everything again anyway.
+        epoll::wait(&self.0, &mut events[..], timeout.as_ref()).ok();
+    }
+}
+
+/// Turns an `Errno` into an error that says what was attempted.
+pub(crate) fn os(what: &'static str) -> impl FnOnce(Errno) -> ReactorError {
+    move |errno| ReactorError::Os { what, source: errno.into() }
+}

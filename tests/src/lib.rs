@@ -4,10 +4,13 @@
 //! `cargo xtask test` installs what this needs (see its `deps` module) and builds the programs under test;
 //! the tests themselves are in `tests/tests`, one file for each kind of trouble.
 
+pub mod daemon;
 pub mod guest;
+pub mod initiator;
 pub mod net;
 pub mod paths;
 pub mod process;
+pub mod rpc;
 pub mod scenario;
 pub mod target;
 pub mod wait;

@@ -109,6 +109,19 @@ impl Process {
         Ok(kib * 1024)
     }
 
+    /// The processor time it has used.
+    ///
+    /// # Errors
+    /// Where the process is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        /// The unit of these two fields of /proc/PID/stat (USER_HZ) on every machine that Linux runs on today.
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        let (_, fields) = stat.rsplit_once(") ").context("no `) ` in /proc/PID/stat")?;
+        let times: Vec<u32> = fields.split(' ').skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+        Ok(TICK * times.iter().sum())
+    }
+
     /// How many file descriptors it has open.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
 //! What is under test: something that exports namespaces of one subsystem by NVMe/TCP on the host's 127.0.0.1.
 
 mod nvmet;
+mod penstock;
 
 pub use nvmet::Nvmet;
+pub use penstock::{Backend, Penstock};
 
 use anyhow::Result;
 

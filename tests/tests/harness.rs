@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use penstock_tests::guest::{Guest, Kernel};
+use penstock_tests::initiator::Host;
 use penstock_tests::scenario::{self, Connect};
 use penstock_tests::target::{Nvmet, Target};
 
@@ -26,4 +27,14 @@ fn the_scenarios_hold_against_the_kernels_own_target() -> Result<()> {
     scenario::data_comes_back(&mut guest, &target, Connect::DIGESTS)?;
     scenario::a_file_system_stays_clean(&mut guest, &target, Connect::MANY_QUEUES)?;
     scenario::namespaces_come_grow_and_go(&mut guest, &mut target)
+}
+
+#[test]
+fn the_small_host_reads_from_the_kernels_own_target() -> Result<()> {
+    let mut target = Nvmet::start()?;
+    target.add_namespace(1, 8 << 20)?;
+    let mut host = Host::connect(target.port(), target.nqn())?;
+    let (bytes, _) = host.io.read(1, 8, 16, 512)?;
+    assert_eq!(bytes, [0; 16 * 512]);
+    Ok(())
 }

@@ -1,1 +1,29 @@
-//! Block devices.
+//! Block devices: anything that takes block I/O.
+//!
+//! ```text
+//!   control thread                                   reactors
+//!   ──────────────                                   ────────
+//!   Registry ── open ──► Descriptor ── (clone) ──►  BdevChannel::open(cx, &descriptor)
+//!      │ register, claim, resize, remove                │ submit / poll: checks, statistics, splitting, locks
+//!      ▼                                                ▼
+//!   dyn Bdev ────────────── open_channel(cx) ──────► dyn Channel      (a base device, a filter, a vdisk)
+//! ```
+//!
+//! Invariants: an [`Io`] is owned by one party at a time and comes back exactly once; completions come only out of
+//! `poll`, never inside `submit`; a full queue hands the I/O back untouched.
+
+mod bdev;
+mod channel;
+mod error;
+mod io;
+mod sg;
+mod stat;
+
+pub mod null;
+
+pub use bdev::{Bdev, BdevInfo, Descriptor, OpenMode, Shared, SharedConfig};
+pub use channel::{BdevChannel, Busy, Caps, Channel};
+pub use error::BdevError;
+pub use io::{BLOCK_BYTES_MAX, Io, IoFlags, IoStatus, Lba, Op};
+pub use sg::Sg;
+pub use stat::{ChannelStats, OpStats};

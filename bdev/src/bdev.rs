@@ -1,0 +1,246 @@
+//! What a block device is to those who use it, and what all of them share.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use penstock_reactor::{Cx, ReactorId};
+use uuid::Uuid;
+
+use crate::channel::{BdevChannel, Caps, Channel};
+use crate::error::BdevError;
+use crate::stat::ChannelStats;
+
+/// Reactors that may have channels at most.
+pub(crate) const REACTORS_MAX: usize = 256;
+
+/// A kind of block device: the part that a module's author writes (see docs/bdev-module.md).
+pub trait Bdev: Send + Sync + fmt::Debug {
+    /// Name, geometry, state and statistics.
+    fn shared(&self) -> &Arc<Shared>;
+
+    /// Opens this core's way to the device. Runs on the reactor, as part of a control flow; must not block.
+    ///
+    /// # Errors
+    /// What the device says; the caller's open fails with it.
+    fn open_channel(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError>;
+
+    /// The `driver_specific` part of `bdev_get_bdevs`: a JSON object.
+    fn driver_specific(&self) -> serde_json::Value;
+
+    /// The RPC that makes this bdev again: method and parameters.
+    fn config(&self) -> (&'static str, serde_json::Value);
+}
+
+/// Geometry and identity, fixed when a bdev is made (but for its size).
+#[derive(Debug, Clone)]
+pub struct SharedConfig {
+    /// Its name, unique among names, aliases and UUIDs.
+    pub name: String,
+    /// What kind it is, for people: "Malloc disk".
+    pub product: &'static str,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Length of a logical block in bytes: 512 or 4096.
+    pub block_bytes: u32,
+    /// Length of a physical block in bytes, a multiple of `block_bytes`.
+    pub physical_block_bytes: u32,
+    /// Length in logical blocks.
+    pub blocks: u64,
+    /// What it can do and how much at once.
+    pub caps: Caps,
+}
+
+/// Geometry as of now; a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BdevInfo {
+    /// Length of a logical block in bytes.
+    pub block_bytes: u32,
+    /// Length of a physical block in bytes.
+    pub physical_block_bytes: u32,
+    /// Length in logical blocks.
+    pub blocks: u64,
+    /// What it can do and how much at once.
+    pub caps: Caps,
+    /// Its identity.
+    pub uuid: Uuid,
+}
+
+/// What the control side and all cores share of one bdev: read by every I/O, written rarely.
+#[derive(Debug)]
+pub struct Shared {
+    config: SharedConfig,
+    blocks: AtomicU64,
+    removed: AtomicBool,
+    stats: Box<[OnceLock<Arc<ChannelStats>>]>,
+}
+
+impl Shared {
+    /// The shared part of a new bdev.
+    ///
+    /// # Errors
+    /// [`BdevError::Invalid`] for a block length other than 512 or 4096, a physical block that is no multiple of it, no
+    /// blocks, or an empty name.
+    pub fn new(config: SharedConfig) -> Result<Arc<Self>, BdevError> {
+        let invalid = |parameter, problem: String| {
+            Err(BdevError::Invalid { name: config.name.clone(), parameter, problem })
+        };
+        if config.name.is_empty() || config.name.len() > 255 {
+            return invalid("name", "must have 1 to 255 bytes".into());
+        }
+        if !matches!(config.block_bytes, 512 | 4096) {
+            return invalid("block_size", format!("is {}; it must be 512 or 4096", config.block_bytes));
+        }
+        if config.physical_block_bytes == 0 || !config.physical_block_bytes.is_multiple_of(config.block_bytes)
+        {
+            let problem =
+                format!("is {}; it must be a multiple of the block size", config.physical_block_bytes);
+            return invalid("physical_block_size", problem);
+        }
+        if config.blocks == 0 || config.blocks.checked_mul(u64::from(config.block_bytes)).is_none() {
+            return invalid(
+                "num_blocks",
+                format!("is {}; the device would have no valid size", config.blocks),
+            );
+        }
+        let blocks = AtomicU64::new(config.blocks);
+        let stats = (0..REACTORS_MAX).map(|_| OnceLock::new()).collect();
+        Ok(Arc::new(Self { config, blocks, removed: AtomicBool::new(false), stats }))
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// What kind it is.
+    #[must_use]
+    pub fn product(&self) -> &'static str {
+        self.config.product
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.config.uuid
+    }
+
+    /// Length of a logical block in bytes.
+    #[inline]
+    #[must_use]
+    pub fn block_bytes(&self) -> u32 {
+        self.config.block_bytes
+    }
+
+    /// Length in logical blocks, as of now.
+    #[inline]
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Relaxed)
+    }
+
+    /// What it can do and how much at once.
+    #[inline]
+    #[must_use]
+    pub fn caps(&self) -> &Caps {
+        &self.config.caps
+    }
+
+    /// Geometry as of now.
+    #[must_use]
+    pub fn info(&self) -> BdevInfo {
+        BdevInfo {
+            block_bytes: self.config.block_bytes,
+            physical_block_bytes: self.config.physical_block_bytes,
+            blocks: self.blocks(),
+            caps: self.config.caps,
+            uuid: self.config.uuid,
+        }
+    }
+
+    /// Whether it is gone: every further I/O ends with [`IoStatus::Gone`](crate::IoStatus::Gone).
+    #[inline]
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    /// Changes the length. The registry calls it and tells whoever has the bdev open.
+    pub(crate) fn set_blocks(&self, blocks: u64) {
+        self.blocks.store(blocks, Ordering::Relaxed);
+    }
+
+    /// Marks it gone. The registry calls it and tells whoever has the bdev open.
+    pub(crate) fn set_removed(&self) {
+        self.removed.store(true, Ordering::Relaxed);
+    }
+
+    /// The counters of one reactor's channels.
+    #[must_use]
+    pub fn stats_of(&self, reactor: ReactorId) -> Arc<ChannelStats> {
+        let slot = usize::try_from(reactor.0).ok().and_then(|index| self.stats.get(index));
+        slot.map_or_else(Arc::default, |slot| Arc::clone(slot.get_or_init(Arc::default)))
+    }
+
+    /// The counters of all reactors that have had a channel.
+    pub fn all_stats(&self) -> impl Iterator<Item = (ReactorId, &ChannelStats)> {
+        self.stats.iter().enumerate().filter_map(|(index, slot)| {
+            let reactor = ReactorId(u32::try_from(index).ok()?);
+            slot.get().map(|stats| (reactor, &**stats))
+        })
+    }
+}
+
+/// What a descriptor may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reading; writes end with [`IoStatus::WriteProtected`](crate::IoStatus::WriteProtected).
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// An open bdev: made by the registry on the control thread, cloned to the reactors that use it. The bdev is not
+/// deleted while one lives.
+#[derive(Debug, Clone)]
+pub struct Descriptor {
+    bdev: Arc<dyn Bdev>,
+    mode: OpenMode,
+}
+
+impl Descriptor {
+    pub(crate) fn new(bdev: Arc<dyn Bdev>, mode: OpenMode) -> Self {
+        Self { bdev, mode }
+    }
+
+    /// A descriptor of a bdev that is in no registry: for tests, benches and the inside of filters.
+    #[must_use]
+    pub fn unregistered(bdev: Arc<dyn Bdev>, mode: OpenMode) -> Self {
+        Self::new(bdev, mode)
+    }
+
+    /// Name, geometry, state and statistics.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        self.bdev.shared()
+    }
+
+    /// What it may be used for.
+    #[must_use]
+    pub fn mode(&self) -> OpenMode {
+        self.mode
+    }
+
+    /// Opens this core's channel.
+    ///
+    /// # Errors
+    /// What the device says; [`BdevError::Removing`] when it is being removed.
+    pub fn channel(&self, cx: &Cx) -> Result<BdevChannel, BdevError> {
+        if self.shared().is_removed() {
+            return Err(BdevError::Removing { name: self.shared().name().to_owned() });
+        }
+        let inner = self.bdev.open_channel(cx)?;
+        Ok(BdevChannel::new(self.clone(), inner, cx.id()))
+    }
+}

@@ -1,0 +1,129 @@
+//! `null`: takes everything, stores nothing. What remains is the cost of the layers above it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use penstock_reactor::{Cx, Tick};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::bdev::{Bdev, Shared, SharedConfig};
+use crate::channel::{Busy, Caps, Channel};
+use crate::error::BdevError;
+use crate::io::{Io, IoStatus, Op};
+
+/// I/Os of one channel under way at most.
+const QUEUE_LEN: usize = 4096;
+
+/// A bdev without a device. Reads leave the buffers as they are.
+#[derive(Debug)]
+pub struct Null {
+    shared: Arc<Shared>,
+}
+
+impl Null {
+    /// A null bdev of `blocks` blocks of `block_bytes` bytes.
+    ///
+    /// # Errors
+    /// As [`Shared::new`].
+    pub fn new(name: &str, uuid: Uuid, blocks: u64, block_bytes: u32) -> Result<Arc<Self>, BdevError> {
+        let caps = Caps {
+            native_ops: Caps::ops(&[Op::Read, Op::Write, Op::Flush, Op::Unmap, Op::WriteZeroes, Op::Reset]),
+            io_blocks_max: 0,
+            boundary_blocks: 0,
+            optimal_blocks: 0,
+            write_cache: false,
+            unmap_zeroes: false,
+        };
+        let shared = Shared::new(SharedConfig {
+            name: name.to_owned(),
+            product: "Null disk",
+            uuid,
+            block_bytes,
+            physical_block_bytes: block_bytes,
+            blocks,
+            caps,
+        })?;
+        Ok(Arc::new(Self { shared }))
+    }
+}
+
+impl Bdev for Null {
+    fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn open_channel(&self, _cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
+        Ok(Box::new(NullChannel { queue: VecDeque::with_capacity(QUEUE_LEN) }))
+    }
+
+    fn driver_specific(&self) -> serde_json::Value {
+        json!({})
+    }
+
+    fn config(&self) -> (&'static str, serde_json::Value) {
+        let shared = &self.shared;
+        let params = json!({
+            "name": shared.name(),
+            "num_blocks": shared.blocks(),
+            "block_size": shared.block_bytes(),
+            "uuid": shared.uuid().to_string(),
+        });
+        ("bdev_null_create", params)
+    }
+}
+
+struct NullChannel {
+    queue: VecDeque<Box<Io>>,
+}
+
+impl Channel for NullChannel {
+    fn submit(&mut self, io: Box<Io>, _now: Tick) -> Result<(), Busy> {
+        if self.queue.len() == QUEUE_LEN {
+            return Err(Busy(io));
+        }
+        self.queue.push_back(io);
+        Ok(())
+    }
+
+    fn poll(&mut self, _now: Tick, budget: usize, done: &mut Vec<Box<Io>>) -> usize {
+        let count = self.queue.len().min(budget);
+        done.extend(self.queue.drain(..count).map(|mut io| {
+            io.status = IoStatus::Success;
+            io
+        }));
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use penstock_reactor::{Clock, PollMode, Reactor, ReactorConfig, ReactorId};
+
+    use super::*;
+    use crate::bdev::{Descriptor, OpenMode};
+    use crate::io::{IoFlags, Lba};
+
+    #[test]
+    fn every_io_comes_back_once_with_its_tag_and_the_right_status() {
+        let (clock, _hand) = Clock::simulated();
+        let config = ReactorConfig { id: ReactorId(0), core: None, mode: PollMode::Busy, clock, seed: 1 };
+        let reactor = Reactor::new(&config).unwrap();
+        let null = Null::new("n0", Uuid::from_u128(1), 1000, 512).unwrap();
+        let descriptor = Descriptor::unregistered(null, OpenMode::ReadWrite);
+        let mut channel = descriptor.channel(reactor.cx()).unwrap();
+        for (tag, lba) in [(1, 0), (2, 992), (3, 993)] {
+            let mut io = Io::boxed();
+            io.set(tag, Op::Unmap, IoFlags::NONE, Lba(lba), 8);
+            channel.submit(io, Tick::ZERO).unwrap();
+        }
+        assert_eq!(channel.in_flight(), 3);
+        let mut done = Vec::new();
+        while channel.poll(Tick::ZERO, 2, &mut done) > 0 {}
+        let mut ended: Vec<_> = done.iter().map(|io| (io.tag, io.status)).collect();
+        ended.sort_by_key(|(tag, _)| *tag);
+        let expected = [(1, IoStatus::Success), (2, IoStatus::Success), (3, IoStatus::OutOfRange)];
+        assert_eq!(ended, expected);
+        assert_eq!(channel.in_flight(), 0);
+    }
+}

@@ -94,6 +94,28 @@ pub fn data_comes_back(guest: &mut Guest, target: &dyn Target, how: Connect) -> 
     disconnect(guest)
 }
 
+/// nvme-cli's identify, log and feature commands, flush, write zeroes and deallocate are answered.
+///
+/// # Errors
+/// Where one is refused, or names another subsystem.
+pub fn admin_commands_are_answered(guest: &mut Guest, target: &dyn Target) -> Result<()> {
+    connect(guest, target, Connect::ONE_QUEUE)?;
+    let answers = guest.run(
+        "ctrl=/dev/$(basename $(ls -d /sys/class/nvme/nvme*)); dev=$(ns 1); refused=0
+         for command in id-ctrl 'id-ns -n 1' list-ns 'ns-descs -n 1' smart-log 'error-log -e 1' fw-log effects-log \
+                 changed-ns-list-log 'get-feature -f 7' 'get-feature -f 0xb' 'get-feature -f 0xf' 'get-property -o 0x8' \
+                 'flush -n 1' 'write-zeroes -n 1 -s 0 -c 7' 'dsm -n 1 -d -s 8 -b 8'; do
+             node=$ctrl; case $command in *zeroes*|dsm*) node=$dev ;; esac
+             echo nvme $command; nvme ${command%% *} $node ${command#${command%% *}} || { echo refused: $command; refused=1; }
+         done
+         [ $refused = 0 ]
+         nvme reset $ctrl; eventually 10 grep -x live /sys/class/nvme/nvme*/state
+         dd if=$dev of=/dev/null bs=64k count=1 iflag=direct",
+    )?;
+    ensure!(answers.contains(target.nqn()), "Identify Controller names another subsystem:\n{answers}");
+    disconnect(guest)
+}
+
 /// A file system on namespace 1 survives use: made, written with verification, unmounted, and found clean after a
 /// reconnect.
 ///

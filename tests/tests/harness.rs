@@ -24,6 +24,7 @@ fn the_scenarios_hold_against_the_kernels_own_target() -> Result<()> {
     target.add_namespace(1, 64 << 20)?;
     let mut guest = Guest::boot(Kernel::Linux6_12, &[])?;
     scenario::is_discovered(&mut guest, &target)?;
+    scenario::admin_commands_are_answered(&mut guest, &target)?;
     scenario::data_comes_back(&mut guest, &target, Connect::DIGESTS)?;
     scenario::a_file_system_stays_clean(&mut guest, &target, Connect::MANY_QUEUES)?;
     scenario::namespaces_come_grow_and_go(&mut guest, &mut target)

@@ -16,6 +16,7 @@ fn start(kernel: Kernel, backend: Backend, block_bytes: u32) -> Result<(Guest, P
 fn reads_back_what_it_wrote(kernel: Kernel) -> Result<()> {
     let (mut guest, target) = start(kernel, Backend::Malloc, 512)?;
     scenario::is_discovered(&mut guest, &target)?;
+    scenario::admin_commands_are_answered(&mut guest, &target)?;
     for how in [Connect::ONE_QUEUE, Connect::MANY_QUEUES, Connect::DIGESTS] {
         scenario::data_comes_back(&mut guest, &target, how)?;
     }

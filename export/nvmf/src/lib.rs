@@ -1,0 +1,18 @@
+//! The NVMe over Fabrics target: subsystems, controllers and queue pairs on top of any bdev, over TCP.
+//!
+//! ```text
+//!   control thread                                     every reactor
+//!   ──────────────                                     ─────────────
+//!   Target ── Arc<SubsystemConfig> (generation n) ──►  Group ── sockets ◄──► tcp (sans-IO machine per connection)
+//!                                                        │                     │ capsules
+//!                                                        │                     ▼
+//!                                                        │                   qpair ── controller (admin commands)
+//!                                                        └── bdev channels ◄───┘ checked I/O
+//! ```
+//!
+//! Invariants: a controller lives on the reactor of its admin connection; a command is answered exactly once or its
+//! connection is gone; what a peer can make the target hold is bounded by its queue sizes; full means that its socket
+//! is not read.
+#![forbid(unsafe_code)]
+
+pub mod tcp;

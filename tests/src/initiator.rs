@@ -67,6 +67,33 @@ pub struct Completion {
     pub status: u16,
 }
 
+/// What a queue says of itself in its Connect command.
+#[derive(Clone, Copy, Debug)]
+pub struct Connect<'a> {
+    /// The subsystem.
+    pub nqn: &'a str,
+    /// 0 for the admin queue.
+    pub qid: u16,
+    /// The controller's identifier.
+    pub controller: u16,
+    /// How many commands it may have outstanding, and one more.
+    pub entries: u16,
+    /// The admin queue's keep-alive time.
+    pub keep_alive: Duration,
+}
+
+impl<'a> Connect<'a> {
+    /// An admin queue, for any controller of the subsystem.
+    pub fn admin(nqn: &'a str) -> Self {
+        Self { nqn, qid: 0, controller: ANY_CONTROLLER, entries: 32, keep_alive: Duration::from_mins(1) }
+    }
+
+    /// An I/O queue of a controller.
+    pub fn io(nqn: &'a str, controller: u16, qid: u16) -> Self {
+        Self { qid, controller, entries: 128, ..Self::admin(nqn) }
+    }
+}
+
 /// One connection: an admin or an I/O queue.
 #[derive(Debug)]
 pub struct Queue {
@@ -105,21 +132,22 @@ impl Queue {
     ///
     /// # Errors
     /// Where the target refuses.
-    pub fn connect(&mut self, nqn: &str, qid: u16, controller: u16) -> Result<u16> {
+    pub fn connect(&mut self, how: &Connect<'_>) -> Result<u16> {
         let mut command = fabrics(0x01);
         put(&mut command, 32, &(1024_u32).to_le_bytes()); // the data follow in the capsule
         put(&mut command, 39, &[0x01]);
-        put(&mut command, 42, &qid.to_le_bytes());
-        put(&mut command, 44, &127_u16.to_le_bytes()); // SQSIZE, 0's based
-        put(&mut command, 48, &60_000_u32.to_le_bytes()); // KATO, milliseconds
+        put(&mut command, 42, &how.qid.to_le_bytes());
+        put(&mut command, 44, &(how.entries - 1).to_le_bytes()); // SQSIZE, 0's based
+        put(&mut command, 48, &u32::try_from(how.keep_alive.as_millis())?.to_le_bytes()); // KATO
         let mut data = [0; CONNECT_DATA_BYTES];
         put(&mut data, 0, b"penstock-tests-1");
-        put(&mut data, 16, &controller.to_le_bytes());
-        put(&mut data, 256, nqn.as_bytes());
+        put(&mut data, 16, &how.controller.to_le_bytes());
+        put(&mut data, 256, how.nqn.as_bytes());
         put(&mut data, 512, HOST_NQN.as_bytes());
         self.submit(&mut command, &data)?;
         let completion = self.completion()?;
-        ensure!(completion.status == 0, "connecting queue {qid} to {nqn}: status {:#06x}", completion.status);
+        let (qid, nqn, status) = (how.qid, how.nqn, completion.status);
+        ensure!(status == 0, "connecting queue {qid} to {nqn}: status {status:#06x}");
         Ok(u16::try_from(completion.result & 0xffff)?)
     }
 
@@ -143,19 +171,20 @@ impl Queue {
         .context("the controller did not become ready")
     }
 
+    /// Sends a Write of `blocks` blocks whose bytes the target must ask for, without waiting for anything.
+    ///
+    /// # Errors
+    /// Where the target takes no bytes, or hung up.
+    pub fn announce_write(&mut self, nsid: u32, lba: u64, blocks: u16, block_bytes: u32) -> Result<u16> {
+        self.submit(&mut transfer(0x01, nsid, lba, blocks, block_bytes), &[])
+    }
+
     /// Sends a Read of `blocks` blocks without waiting for anything, and returns its identifier.
     ///
     /// # Errors
     /// Where the target takes no bytes, or hung up.
     pub fn submit_read(&mut self, nsid: u32, lba: u64, blocks: u16, block_bytes: u32) -> Result<u16> {
-        let mut command = [0; COMMAND_BYTES];
-        put(&mut command, 0, &[0x02, 0x40]);
-        put(&mut command, 4, &nsid.to_le_bytes());
-        put(&mut command, 32, &(u32::from(blocks) * block_bytes).to_le_bytes());
-        put(&mut command, 39, &[0x5a]);
-        put(&mut command, 40, &lba.to_le_bytes());
-        put(&mut command, 48, &(blocks - 1).to_le_bytes());
-        self.submit(&mut command, &[])
+        self.submit(&mut transfer(0x02, nsid, lba, blocks, block_bytes), &[])
     }
 
     /// Sends a Write of one block, its bytes in the capsule, without waiting for anything, and returns its identifier.
@@ -183,9 +212,18 @@ impl Queue {
         blocks: u16,
         block_bytes: u32,
     ) -> Result<(Vec<u8>, Duration)> {
-        const SUCCESS: u8 = 0x08;
         let start = Instant::now();
         self.submit_read(nsid, lba, blocks, block_bytes)?;
+        let bytes = self.receive_read()?;
+        Ok((bytes, start.elapsed()))
+    }
+
+    /// Receives the bytes and the end of a Read.
+    ///
+    /// # Errors
+    /// Where the target refuses, or answers with something else.
+    pub fn receive_read(&mut self) -> Result<Vec<u8>> {
+        const SUCCESS: u8 = 0x08;
         let mut bytes = Vec::new();
         loop {
             let answer = self.receive()?;
@@ -193,13 +231,13 @@ impl Queue {
                 pdu::C2H_DATA => {
                     bytes.extend_from_slice(answer.body.get(16..).context("a C2HData without its header")?);
                     if answer.flags & SUCCESS != 0 {
-                        return Ok((bytes, start.elapsed()));
+                        return Ok(bytes);
                     }
                 }
                 pdu::CAPSULE_RESP => {
                     let status = completion(&answer)?.status;
-                    ensure!(status == 0, "reading block {lba}: status {status:#06x}");
-                    return Ok((bytes, start.elapsed()));
+                    ensure!(status == 0, "a read ended with status {status:#06x}");
+                    return Ok(bytes);
                 }
                 other => bail!("PDU type {other:#04x} instead of data"),
             }
@@ -273,13 +311,25 @@ impl Host {
     pub fn connect(port: u16, nqn: &str) -> Result<Self> {
         let mut admin = Queue::open(port)?;
         admin.initialize()?;
-        let controller = admin.connect(nqn, 0, ANY_CONTROLLER)?;
+        let controller = admin.connect(&Connect::admin(nqn))?;
         admin.enable()?;
         let mut io = Queue::open(port)?;
         io.initialize()?;
-        io.connect(nqn, 1, controller)?;
+        io.connect(&Connect::io(nqn, controller, 1))?;
         Ok(Self { admin, io })
     }
+}
+
+/// A Read or Write whose data go over the connection outside of the capsule.
+fn transfer(opcode: u8, nsid: u32, lba: u64, blocks: u16, block_bytes: u32) -> [u8; COMMAND_BYTES] {
+    let mut command = [0; COMMAND_BYTES];
+    put(&mut command, 0, &[opcode, 0x40]);
+    put(&mut command, 4, &nsid.to_le_bytes());
+    put(&mut command, 32, &(u32::from(blocks) * block_bytes).to_le_bytes());
+    put(&mut command, 39, &[0x5a]);
+    put(&mut command, 40, &lba.to_le_bytes());
+    put(&mut command, 48, &(blocks - 1).to_le_bytes());
+    command
 }
 
 /// A Fabrics command of this FCTYPE.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use penstock_tests::guest::{Guest, HOST, Kernel};
-use penstock_tests::initiator::{Host, Queue, pdu};
-use penstock_tests::process::Signal;
+use penstock_tests::initiator::{Connect, Host, Queue, pdu};
+use penstock_tests::process::{Signal, timed};
 use penstock_tests::target::{Backend, Penstock, Target};
 
 const MIB: u64 = 1 << 20;
@@ -38,6 +38,47 @@ fn a_host_that_stops_reading_is_held_to_its_limits_and_disturbs_nobody() -> Resu
     let grown = target.daemon().process().resident_bytes()?.saturating_sub(before);
     ensure!(grown < 128 * MIB, "8 hosts that do not read took {} MiB", grown / MIB);
     drop(silent);
+    Ok(())
+}
+
+#[test]
+fn a_host_that_never_sends_the_data_it_announced_disturbs_nobody() -> Result<()> {
+    let mut target = Penstock::start(Backend::Malloc, 512)?;
+    target.add_namespace(1, 8 * MIB)?;
+    let mut good = Host::connect(target.port(), target.nqn())?;
+    median_read(&mut good, 500)?;
+    let before = target.daemon().process().resident_bytes()?;
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        let mut host = Host::connect(target.port(), target.nqn())?;
+        for _ in 0..120 {
+            host.io.announce_write(1, 0, 256, 512)?;
+        }
+        silent.push(host);
+    }
+    let slowed = median_read(&mut good, 2000)?;
+    ensure!(slowed < Duration::from_millis(5), "a read takes {slowed:?} beside hosts that send no data");
+    let grown = target.daemon().process().resident_bytes()?.saturating_sub(before);
+    ensure!(grown < 128 * MIB, "8 hosts that send no data took {} MiB", grown / MIB);
+    Ok(())
+}
+
+#[test]
+fn a_host_silent_past_its_keep_alive_time_is_let_go() -> Result<()> {
+    let mut target = Penstock::start(Backend::Malloc, 512)?;
+    target.add_namespace(1, 8 * MIB)?;
+    let mut admin = Queue::open(target.port())?;
+    admin.initialize()?;
+    let keep_alive = Duration::from_secs(2);
+    let controller = admin.connect(&Connect { keep_alive, ..Connect::admin(target.nqn()) })?;
+    admin.enable()?;
+    let mut io = Queue::open(target.port())?;
+    io.initialize()?;
+    io.connect(&Connect::io(target.nqn(), controller, 1))?;
+    let (said, time) = timed(|| io.receive());
+    ensure!(said.is_err(), "the silent host was told {said:?}");
+    // Ten seconds is the receive's own limit: an error by then would not be the target's hanging up.
+    ensure!((2..8).contains(&time.as_secs()), "the silent host was let go after {time:?}, not two seconds");
     Ok(())
 }
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use penstock_tests::initiator::{Host, Queue};
+use anyhow::{Context, Result, ensure};
+use penstock_tests::initiator::{Connect, Host, Queue};
 use penstock_tests::target::{Backend, Penstock, Target};
 use penstock_tests::wait;
 
@@ -28,13 +28,13 @@ fn come_and_go(target: &Penstock, round: u32) -> Result<()> {
         3 => {
             let mut queue = Queue::open(port)?;
             queue.initialize()?;
-            let refused = queue.connect("nqn.2026-11.io.penstock:not-here", 0, 0xffff);
+            let refused = queue.connect(&Connect::admin("nqn.2026-11.io.penstock:not-here"));
             ensure!(refused.is_err(), "the target took a host to a subsystem that it does not have");
         }
         _ => {
             let mut queue = Queue::open(port)?;
             queue.initialize()?;
-            queue.connect(nqn, 0, 0xffff)?;
+            queue.connect(&Connect::admin(nqn))?;
             queue.send(&[0x04, 0, 72])?; // the beginning of a capsule
         }
     }
@@ -61,28 +61,46 @@ fn a_thousand_hosts_come_and_go_without_a_leak() -> Result<()> {
     Ok(())
 }
 
+/// Connects one host with this many I/O queues, and reads over each.
+fn connect_queues(target: &Penstock, count: u16, entries: u16) -> Result<Vec<Queue>> {
+    let mut admin = Queue::open(target.port())?;
+    admin.initialize()?;
+    let controller = admin.connect(&Connect::admin(target.nqn()))?;
+    admin.enable()?;
+    let mut queues = vec![admin];
+    for qid in 1..=count {
+        let mut io = Queue::open(target.port())?;
+        io.initialize()?;
+        io.connect(&Connect { entries, ..Connect::io(target.nqn(), controller, qid) })?;
+        io.read(1, 0, 8, 512)?;
+        queues.push(io);
+    }
+    Ok(queues)
+}
+
 #[test]
 fn sixty_four_idle_hosts_of_eight_queues_take_less_than_256_mib() -> Result<()> {
     let mut target = Penstock::start(Backend::Malloc, 512)?;
     target.add_namespace(1, 8 * MIB)?;
     let before = target.daemon().process().resident_bytes()?;
-    let mut queues = Vec::new();
-    for _ in 0..64 {
-        let mut admin = Queue::open(target.port())?;
-        admin.initialize()?;
-        let controller = admin.connect(target.nqn(), 0, 0xffff)?;
-        admin.enable()?;
-        queues.push(admin);
-        for qid in 1..=8 {
-            let mut io = Queue::open(target.port())?;
-            io.initialize()?;
-            io.connect(target.nqn(), qid, controller)?;
-            io.read(1, 0, 8, 512)?;
-            queues.push(io);
-        }
-    }
+    let hosts = (0..64).map(|_| connect_queues(&target, 8, 128)).collect::<Result<Vec<_>>>()?;
     let grown = target.daemon().process().resident_bytes()?.saturating_sub(before);
-    ensure!(grown < 256 * MIB, "512 idle I/O queues take {} MiB", grown / MIB);
+    ensure!(grown < 256 * MIB, "{} idle hosts take {} MiB", hosts.len(), grown / MIB);
+    Ok(())
+}
+
+#[test]
+fn a_host_has_128_queues_of_1024_entries() -> Result<()> {
+    let mut target = Penstock::start(Backend::Malloc, 512)?;
+    target.add_namespace(1, 8 * MIB)?;
+    let mut queues = connect_queues(&target, 128, 1024)?;
+    let last = queues.last_mut().context("no queue")?;
+    for _ in 0..1023 {
+        last.submit_read(1, 0, 1, 512)?;
+    }
+    for _ in 0..1023 {
+        last.receive_read()?;
+    }
     Ok(())
 }
 

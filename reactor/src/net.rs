@@ -1,1 +1,26 @@
-//! Sockets.
+//! Sockets of the data path: non-blocking TCP, and the group in which a reactor polls its own.
+//!
+//! ```text
+//!   TcpListener ──accept──► TcpSocket ──SocketGroup::add──► poll ──► Ready { key, .. } ──► recv / send
+//!                                                    ▲                                        │
+//!                                                    └────────── SocketGroup::note ◄──────────┘
+//! ```
+//!
+//! The model is readiness with plain system calls; ARCHITECTURE.md tells what io_uring measured beside it. A socket is
+//! owned by whoever holds the value and may be handed to another reactor; a [`SocketGroup`] keeps keys, not sockets.
+//!
+//! `MSG_ZEROCOPY` is not offered: the kernel must tell later that it is done with the pages, which costs a notice per
+//! send, the buffers stay taken until the peer's acknowledgement, and on loopback the kernel copies anyway.
+
+mod group;
+mod listener;
+mod options;
+mod socket;
+
+pub use group::{Interest, READY_MAX, Ready, SOCKETS_MAX, SocketGroup};
+pub use listener::TcpListener;
+pub use options::{Keepalive, SocketOptions};
+pub use socket::{IOV_MAX, TcpSocket};
+
+#[cfg(test)]
+mod tests;

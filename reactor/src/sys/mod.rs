@@ -1,5 +1,6 @@
 //! The operating system's side: what needs `unsafe` or a system call, behind safe functions.
 
 pub mod affinity;
+pub(crate) mod sockopt;
 pub mod tsc;
 pub mod wake;

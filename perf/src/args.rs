@@ -1,0 +1,150 @@
+//! The command line.
+
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::workload::Pattern;
+
+/// Drives a bdev of this process, or an NVMe/TCP target, as fast as it can, and reports IOPS and latencies.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "penstock-perf", version, after_help = AFTER_HELP)]
+pub struct Args {
+    /// What to drive, see below.
+    pub target: String,
+    /// The load.
+    #[arg(long, value_enum, default_value = "randread")]
+    pub rw: Pattern,
+    /// Reads in a hundred, for mixed loads.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub rwmix: u8,
+    /// Bytes of one I/O: 512 to 1M, a multiple of the block size.
+    #[arg(long, default_value = "4k", value_parser = parse_bytes)]
+    pub bs: u64,
+    /// I/Os in flight per worker.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub qd: u32,
+    /// Seconds to measure.
+    #[arg(long, default_value_t = 5.0, value_parser = parse_seconds)]
+    pub time: f64,
+    /// Seconds to run before measuring.
+    #[arg(long, default_value_t = 1.0, value_parser = parse_seconds)]
+    pub warmup: f64,
+    /// Cores to use, one worker each: "1", "0-3", "0,2". Without it, one worker that is not pinned.
+    #[arg(long, value_parser = parse_cores)]
+    pub cores: Option<Cores>,
+    /// Use only so many bytes at the beginning of the device.
+    #[arg(long, value_parser = parse_bytes)]
+    pub size: Option<u64>,
+    /// Stop after so many I/Os per worker.
+    #[arg(long)]
+    pub ios: Option<u64>,
+    /// Seed of the load.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Mark what is written, check what is read, and read everything back at the end.
+    #[arg(long)]
+    pub verify: bool,
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// No progress line.
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Header digests (NVMe/TCP).
+    #[arg(long)]
+    pub hdgst: bool,
+    /// Data digests (NVMe/TCP).
+    #[arg(long)]
+    pub ddgst: bool,
+    /// I/O queues per worker (NVMe/TCP).
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
+    pub queues: u16,
+}
+
+const AFTER_HELP: &str = "\
+TARGETS:
+  null                                   a bdev that stores nothing (1 TiB)
+  malloc[:SIZE]                          a bdev in memory (default 256M)
+  file:PATH                              a file or block device, through io_uring
+  nvme-tcp://HOST:PORT/NQN[?nsid=N]      an NVMe/TCP target, through penstock's own initiator
+
+EXAMPLES:
+  penstock-perf null --qd 128 --cores 1
+  penstock-perf nvme-tcp://127.0.0.1:4420/nqn.2026-11.io.penstock:vdisk0 --rw randwrite --qd 32 --verify";
+
+/// A list of cores.
+pub type Cores = Box<[u32]>;
+
+impl Args {
+    /// How long to measure.
+    #[must_use]
+    pub fn measured(&self) -> Duration {
+        Duration::from_secs_f64(self.time)
+    }
+
+    /// How long to run before.
+    #[must_use]
+    pub fn warm_up(&self) -> Duration {
+        Duration::from_secs_f64(self.warmup)
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text} is no number of seconds"))?;
+    if (0.0..=1e6).contains(&seconds) { Ok(seconds) } else { Err("must be 0 to 1000000 seconds".into()) }
+}
+
+/// Bytes with an optional suffix: 512, 4k, 256M, 4G, 1T.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..).unwrap_or("").to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        suffix => return Err(format!("unknown suffix {suffix}: use k, M, G or T")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text} is no size"))?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(|| format!("{text} is out of range"))
+}
+
+fn parse_cores(text: &str) -> Result<Cores, String> {
+    let mut cores = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.trim().parse::<u32>().map_err(|_| format!("{text} is no core"));
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last || last > 4095 {
+            return Err(format!("{part} is no range of cores"));
+        }
+        cores.extend(first..=last);
+    }
+    cores.sort_unstable();
+    cores.dedup();
+    Ok(cores.into_boxed_slice())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_core_lists_are_read_and_nonsense_is_refused() {
+        assert_eq!(parse_bytes("4k"), Ok(4096));
+        assert_eq!(parse_bytes("1GiB"), Ok(1 << 30));
+        assert!(parse_bytes("0").is_err() && parse_bytes("4x").is_err() && parse_bytes("99999999T").is_err());
+        assert_eq!(parse_cores("0-2,5").unwrap().as_ref(), [0, 1, 2, 5]);
+        assert!(parse_cores("3-1").is_err() && parse_cores("").is_err());
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+    }
+}

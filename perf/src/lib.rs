@@ -1,0 +1,14 @@
+//! `penstock-perf`: load on bdevs of this process and on NVMe/TCP targets, and what came of it.
+//!
+//! ```text
+//!   args ──► workload (which block, which operation) ──► worker: a poller that keeps a device's queue full
+//!                                                    └─► report: percentiles, JSON
+//! ```
+
+pub mod args;
+pub mod report;
+pub mod run;
+pub mod target;
+pub mod verify;
+pub mod worker;
+pub mod workload;

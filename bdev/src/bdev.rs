@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use penstock_reactor::{Cx, ReactorId};
 use uuid::Uuid;
 
-use crate::channel::{BdevChannel, Caps, Channel};
+use crate::channel::{Caps, Channel};
+use crate::descriptor::Descriptor;
 use crate::error::BdevError;
 use crate::stat::ChannelStats;
 
@@ -28,8 +29,30 @@ pub trait Bdev: Send + Sync + fmt::Debug {
     /// The `driver_specific` part of `bdev_get_bdevs`: a JSON object.
     fn driver_specific(&self) -> serde_json::Value;
 
-    /// The RPC that makes this bdev again: method and parameters.
+    /// The RPC that makes this bdev again: method and parameters. An empty method: the bdev comes with another one (a
+    /// part of a split).
     fn config(&self) -> (&'static str, serde_json::Value);
+
+    /// The bdev below, for a filter: it goes when that goes, and grows when that grows.
+    fn base(&self) -> Option<&Descriptor> {
+        None
+    }
+
+    /// A filter's length when the bdev below has `base_blocks`; `None` leaves it as it is.
+    fn blocks_over(&self, _base_blocks: u64) -> Option<u64> {
+        None
+    }
+
+    /// Gives the device `blocks` blocks, or learns how many it has got by itself (`None`). Runs on the control thread.
+    /// Returns the length that holds from now on; the registry publishes it.
+    ///
+    /// # Errors
+    /// [`BdevError::Unsupported`] unless the module can; what the device says.
+    fn resize(&self, _blocks: Option<u64>) -> Result<u64, BdevError> {
+        let shared = self.shared();
+        let (name, product) = (shared.name().to_owned(), shared.product());
+        Err(BdevError::Unsupported { name, product, what: "resizing" })
+    }
 }
 
 /// Geometry and identity, fixed when a bdev is made (but for its size).
@@ -189,58 +212,5 @@ impl Shared {
             let reactor = ReactorId(u32::try_from(index).ok()?);
             slot.get().map(|stats| (reactor, &**stats))
         })
-    }
-}
-
-/// What a descriptor may be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OpenMode {
-    /// Reading; writes end with [`IoStatus::WriteProtected`](crate::IoStatus::WriteProtected).
-    ReadOnly,
-    /// Reading and writing.
-    ReadWrite,
-}
-
-/// An open bdev: made by the registry on the control thread, cloned to the reactors that use it. The bdev is not
-/// deleted while one lives.
-#[derive(Debug, Clone)]
-pub struct Descriptor {
-    bdev: Arc<dyn Bdev>,
-    mode: OpenMode,
-}
-
-impl Descriptor {
-    pub(crate) fn new(bdev: Arc<dyn Bdev>, mode: OpenMode) -> Self {
-        Self { bdev, mode }
-    }
-
-    /// A descriptor of a bdev that is in no registry: for tests, benches and the inside of filters.
-    #[must_use]
-    pub fn unregistered(bdev: Arc<dyn Bdev>, mode: OpenMode) -> Self {
-        Self::new(bdev, mode)
-    }
-
-    /// Name, geometry, state and statistics.
-    #[must_use]
-    pub fn shared(&self) -> &Arc<Shared> {
-        self.bdev.shared()
-    }
-
-    /// What it may be used for.
-    #[must_use]
-    pub fn mode(&self) -> OpenMode {
-        self.mode
-    }
-
-    /// Opens this core's channel.
-    ///
-    /// # Errors
-    /// What the device says; [`BdevError::Removing`] when it is being removed.
-    pub fn channel(&self, cx: &Cx) -> Result<BdevChannel, BdevError> {
-        if self.shared().is_removed() {
-            return Err(BdevError::Removing { name: self.shared().name().to_owned() });
-        }
-        let inner = self.bdev.open_channel(cx)?;
-        Ok(BdevChannel::new(self.clone(), inner, cx.id()))
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use penstock_reactor::{ReactorId, Rest, Tick};
 
-use crate::bdev::{Descriptor, OpenMode, Shared};
+use crate::bdev::Shared;
+use crate::descriptor::{Descriptor, OpenMode};
 use crate::io::{Io, IoStatus, Op};
 use crate::stat::ChannelStats;
 

@@ -71,6 +71,14 @@ pub enum BdevError {
         #[source]
         source: io::Error,
     },
+    /// There are as many as the registry takes.
+    #[error("cannot add bdev {name}: there are {max} bdevs already; delete one first")]
+    Full {
+        /// The bdev.
+        name: String,
+        /// The bound.
+        max: usize,
+    },
     /// A reactor could not be reached or set up.
     #[error("bdev {name}")]
     Reactor {

@@ -14,16 +14,20 @@
 
 mod bdev;
 mod channel;
+mod descriptor;
 mod error;
 mod io;
+mod registry;
 mod sg;
 mod stat;
 
 pub mod null;
 
-pub use bdev::{Bdev, BdevInfo, Descriptor, OpenMode, Shared, SharedConfig};
+pub use bdev::{Bdev, BdevInfo, Shared, SharedConfig};
 pub use channel::{BdevChannel, Busy, Caps, Channel};
+pub use descriptor::{Descriptor, OpenMode};
 pub use error::BdevError;
 pub use io::{BLOCK_BYTES_MAX, Io, IoFlags, IoStatus, Lba, Op};
+pub use registry::{BDEVS_MAX, Event, EventKind, Registry, Subscription};
 pub use sg::Sg;
 pub use stat::{ChannelStats, OpStats};

@@ -101,7 +101,7 @@ mod tests {
     use penstock_reactor::{Clock, PollMode, Reactor, ReactorConfig, ReactorId};
 
     use super::*;
-    use crate::bdev::{Descriptor, OpenMode};
+    use crate::descriptor::{Descriptor, OpenMode};
     use crate::io::{IoFlags, Lba};
 
     #[test]

@@ -1,0 +1,71 @@
+//! An open bdev.
+
+use std::sync::Arc;
+
+use futures_channel::oneshot;
+use penstock_reactor::Cx;
+
+use crate::bdev::{Bdev, Shared};
+use crate::channel::BdevChannel;
+use crate::error::BdevError;
+
+/// What a descriptor may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Reading; writes end with [`IoStatus::WriteProtected`](crate::IoStatus::WriteProtected).
+    ReadOnly,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// An open bdev: made by the registry on the control thread, cloned to the reactors that use it, closed by dropping the
+/// last clone (a [`BdevChannel`] holds one). The bdev is not deleted while one lives.
+#[derive(Debug, Clone)]
+pub struct Descriptor(Arc<Opened>);
+
+#[derive(Debug)]
+struct Opened {
+    // Dropped in this order: who hears of the end finds the bdev let go.
+    bdev: Arc<dyn Bdev>,
+    mode: OpenMode,
+    /// Never sent on: its end is the message.
+    _closed: Option<oneshot::Sender<()>>,
+}
+
+impl Descriptor {
+    /// A descriptor, and what ends when its last clone is dropped.
+    pub(crate) fn counted(bdev: Arc<dyn Bdev>, mode: OpenMode) -> (Self, oneshot::Receiver<()>) {
+        let (sender, closed) = oneshot::channel();
+        (Self(Arc::new(Opened { bdev, mode, _closed: Some(sender) })), closed)
+    }
+
+    /// A descriptor of a bdev that is in no registry: for tests and benches.
+    #[must_use]
+    pub fn unregistered(bdev: Arc<dyn Bdev>, mode: OpenMode) -> Self {
+        Self(Arc::new(Opened { bdev, mode, _closed: None }))
+    }
+
+    /// Name, geometry, state and statistics.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        self.0.bdev.shared()
+    }
+
+    /// What it may be used for.
+    #[must_use]
+    pub fn mode(&self) -> OpenMode {
+        self.0.mode
+    }
+
+    /// Opens this core's channel.
+    ///
+    /// # Errors
+    /// What the device says; [`BdevError::Removing`] when it is being removed.
+    pub fn channel(&self, cx: &Cx) -> Result<BdevChannel, BdevError> {
+        if self.shared().is_removed() {
+            return Err(BdevError::Removing { name: self.shared().name().to_owned() });
+        }
+        let inner = self.0.bdev.open_channel(cx)?;
+        Ok(BdevChannel::new(self.clone(), inner, cx.id()))
+    }
+}

@@ -1,0 +1,75 @@
+use std::task::{Context, Poll, Waker};
+
+use uuid::Uuid;
+
+use super::*;
+use crate::null::Null;
+
+fn with_null(name: &str) -> Registry {
+    let registry = Registry::new();
+    registry
+        .register(Null::new(name, Uuid::from_u128(7), 1000, 512).unwrap(), &["other".to_owned()])
+        .unwrap();
+    registry
+}
+
+fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+fn a_bdev_is_found_by_name_alias_and_uuid_and_none_of_them_is_given_twice() {
+    let registry = with_null("n0");
+    for name in ["n0", "other", "00000000-0000-0000-0000-000000000007"] {
+        assert_eq!(registry.find(name).unwrap().shared().name(), "n0");
+    }
+    assert!(matches!(registry.find("n1"), Err(BdevError::NotFound { name }) if name == "n1"));
+    let twin = Null::new("n1", Uuid::from_u128(7), 1000, 512).unwrap();
+    assert!(matches!(registry.register(twin, &[]), Err(BdevError::Exists { .. })));
+    let namesake = Null::new("other", Uuid::from_u128(8), 1000, 512).unwrap();
+    assert!(matches!(registry.register(namesake, &[]), Err(BdevError::Exists { name }) if name == "other"));
+}
+
+#[test]
+fn a_claim_keeps_other_writers_out_until_its_last_clone_is_dropped() {
+    let registry = with_null("n0");
+    let reader = registry.open("n0", OpenMode::ReadOnly, "reader").unwrap();
+    let claim = registry.claim("n0", "filter").unwrap();
+    let clone = claim.clone();
+    drop(claim);
+    assert_eq!(registry.claimed_by("n0").unwrap().as_deref(), Some("filter"));
+    let refused = registry.open("n0", OpenMode::ReadWrite, "writer");
+    assert!(matches!(refused, Err(BdevError::Claimed { owner, .. }) if owner == "filter"));
+    assert!(matches!(registry.claim("n0", "second"), Err(BdevError::Claimed { .. })));
+    std::thread::spawn(move || drop(clone)).join().unwrap();
+    let writer = registry.open("n0", OpenMode::ReadWrite, "writer").unwrap();
+    assert!(
+        matches!(registry.claim("n0", "second"), Err(BdevError::InUse { users, .. }) if users == "writer")
+    );
+    assert_eq!(registry.users("n0").unwrap(), ["reader", "writer"]);
+    drop((reader, writer));
+    assert!(registry.users("n0").unwrap().is_empty());
+}
+
+#[test]
+fn a_removed_bdev_is_told_of_and_dropped_after_its_last_descriptor() {
+    let registry = with_null("n0");
+    let events = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&events);
+    let subscription = registry.subscribe(move |event| seen.borrow_mut().push(event.kind));
+    let descriptor = registry.open("n0", OpenMode::ReadWrite, "user").unwrap();
+    let weak = Arc::downgrade(&registry.find("n0").unwrap());
+    let mut removal = Box::pin(registry.remove("n0"));
+    assert!(poll_once(removal.as_mut()).is_pending());
+    assert_eq!(*events.borrow(), [EventKind::Removing]);
+    assert!(descriptor.shared().is_removed());
+    let refused = registry.open("n0", OpenMode::ReadOnly, "late");
+    assert!(matches!(refused, Err(BdevError::Removing { .. })));
+    drop(descriptor);
+    assert!(poll_once(removal.as_mut()).is_ready());
+    assert_eq!(*events.borrow(), [EventKind::Removing, EventKind::Removed]);
+    assert!(weak.upgrade().is_none() && registry.list().is_empty());
+    drop(subscription);
+    registry.register(Null::new("n0", Uuid::from_u128(7), 1, 512).unwrap(), &[]).unwrap();
+    assert_eq!(events.borrow().len(), 2, "no events after the subscription");
+}

@@ -15,4 +15,13 @@
 //! is not read.
 #![forbid(unsafe_code)]
 
+pub mod config;
+pub mod io_cmd;
+pub mod status;
 pub mod tcp;
+pub mod transport_options;
+
+mod cntlid;
+
+pub use cntlid::ControllerIds;
+pub use transport_options::TransportOptions;

@@ -1,0 +1,234 @@
+//! What is configured, as immutable snapshots.
+//!
+//! The target on the control thread holds the authoritative state. Every change makes a new
+//! [`SubsystemConfig`] with a higher [`generation`](SubsystemConfig::generation) and sends the `Arc` to every reactor;
+//! readers there never lock and never see half a change. What has to be shared live between cores (which controller
+//! identifiers are taken) hangs off the snapshot as [`ControllerIds`], the same object in all generations.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use penstock_bdev::Descriptor;
+use penstock_spec::nvme::NSID_MAX;
+use penstock_spec::nvmf::Nqn;
+use penstock_spec::nvmf::connect::CNTLID_MAX;
+use penstock_spec::nvmf::discovery::{AdrFam, TrType};
+use uuid::Uuid;
+
+use crate::cntlid::ControllerIds;
+
+/// Subsystems of one target at most, discovery not counted.
+pub const SUBSYSTEMS_MAX: usize = 1024;
+/// Namespaces of one subsystem at most.
+pub const NAMESPACES_MAX: u32 = 1024;
+/// Namespaces that a subsystem may have when it is created without a number (as in SPDK).
+pub const NAMESPACES_DEFAULT: u32 = 32;
+/// Hosts on the list of one subsystem at most.
+pub const HOSTS_MAX: usize = 4096;
+/// Listeners of one subsystem at most.
+pub const LISTENERS_MAX: usize = 64;
+/// Portals (addresses listened on) of one target at most.
+pub const PORTALS_MAX: usize = 256;
+/// Serial number, in bytes of printable ASCII.
+pub const SERIAL_LEN_MAX: usize = 20;
+/// Model number, in bytes of printable ASCII.
+pub const MODEL_LEN_MAX: usize = 40;
+/// Data of one admin command at most, in bytes.
+pub const ADMIN_DATA_LEN_MAX: usize = 1 << 20;
+
+const _: () = assert!(NAMESPACES_MAX <= NSID_MAX);
+const _: () = assert!(NAMESPACES_DEFAULT <= NAMESPACES_MAX);
+// The Changed Namespace List and each page of an NSID list hold 1024 entries.
+const _: () = assert!(NAMESPACES_MAX <= 1024);
+const _: () = assert!(PORTALS_MAX <= u16::MAX as usize);
+
+/// Namespace identifier: 1..=[`NAMESPACES_MAX`] in a configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Nsid(pub u32);
+
+impl fmt::Display for Nsid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a subsystem offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SubsystemKind {
+    /// I/O controllers with namespaces.
+    Nvm,
+    /// Discovery controllers.
+    Discovery,
+}
+
+/// One namespace of a subsystem.
+#[derive(Clone)]
+pub struct NamespaceConfig {
+    /// Its identifier within the subsystem.
+    pub nsid: Nsid,
+    /// The bdev that it exports; each reactor opens its channel from it.
+    pub descriptor: Descriptor,
+    /// Its length in blocks when this snapshot was made; commands are checked against the bdev's live length.
+    pub blocks: u64,
+    /// Length of a logical block in bytes: 512 or 4096.
+    pub block_bytes: u32,
+    /// UUID, reported in the identification descriptors.
+    pub uuid: Uuid,
+    /// NGUID, big-endian.
+    pub nguid: [u8; 16],
+    /// EUI64, big-endian; zero if none.
+    pub eui64: [u8; 8],
+    /// ANA group that it belongs to; 1 unless configured.
+    pub anagrpid: u32,
+}
+
+impl fmt::Debug for NamespaceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NamespaceConfig")
+            .field("nsid", &self.nsid)
+            .field("bdev", &self.descriptor.shared().name())
+            .field("blocks", &self.blocks)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NamespaceConfig {
+    /// Whether a host that knew `other` under this NSID must look again: what Identify says has changed.
+    #[must_use]
+    pub fn differs_for_hosts(&self, other: &Self) -> bool {
+        self.blocks != other.blocks
+            || self.block_bytes != other.block_bytes
+            || self.uuid != other.uuid
+            || self.nguid != other.nguid
+            || self.eui64 != other.eui64
+            || self.descriptor.mode() != other.descriptor.mode()
+    }
+}
+
+/// A host on a subsystem's list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostConfig {
+    /// Its name.
+    pub nqn: Nqn,
+}
+
+/// An address that is listened on; shared by all subsystems with a listener there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerConfig {
+    /// Port ID in the discovery log: one number per address and port of the target.
+    pub portid: u16,
+    /// TCP.
+    pub trtype: TrType,
+    /// Address and port listened on; the port is the real one even where 0 was asked for.
+    pub addr: SocketAddr,
+}
+
+impl ListenerConfig {
+    /// Address family.
+    #[must_use]
+    pub const fn adrfam(&self) -> AdrFam {
+        if self.addr.is_ipv4() { AdrFam::IPV4 } else { AdrFam::IPV6 }
+    }
+}
+
+/// A subsystem as of one generation.
+#[derive(Debug, Clone)]
+pub struct SubsystemConfig {
+    /// Its name.
+    pub nqn: Nqn,
+    /// What it offers.
+    pub kind: SubsystemKind,
+    /// Grows by one with every change.
+    pub generation: u64,
+    /// Serial number: 1..=[`SERIAL_LEN_MAX`] printable ASCII characters.
+    pub serial_number: String,
+    /// Model number: 1..=[`MODEL_LEN_MAX`] printable ASCII characters.
+    pub model_number: String,
+    /// The largest NSID.
+    pub max_namespaces: u32,
+    /// The smallest controller identifier that is given out.
+    pub min_cntlid: u16,
+    /// The largest controller identifier that is given out.
+    pub max_cntlid: u16,
+    /// Whether every host may connect.
+    pub allow_any_host: bool,
+    /// Hosts that may connect otherwise.
+    pub hosts: BTreeMap<Nqn, HostConfig>,
+    /// Namespaces; all are attached to all controllers.
+    pub namespaces: BTreeMap<Nsid, NamespaceConfig>,
+    /// Where it can be reached.
+    pub listeners: Vec<ListenerConfig>,
+    /// Controller identifiers in use: the same object in every generation.
+    pub controller_ids: Arc<ControllerIds>,
+}
+
+const _: () = assert!(CNTLID_MAX == 0xffef);
+
+impl SubsystemConfig {
+    /// A subsystem without namespaces, hosts and listeners, generation 1.
+    #[must_use]
+    pub fn new(nqn: Nqn, kind: SubsystemKind) -> Self {
+        Self {
+            nqn,
+            kind,
+            generation: 1,
+            serial_number: "00000000000000000000".to_owned(),
+            model_number: "Penstock".to_owned(),
+            max_namespaces: NAMESPACES_DEFAULT,
+            min_cntlid: 1,
+            max_cntlid: CNTLID_MAX,
+            allow_any_host: kind == SubsystemKind::Discovery,
+            hosts: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            listeners: Vec::new(),
+            controller_ids: Arc::new(ControllerIds::new()),
+        }
+    }
+
+    /// Whether `host` may connect.
+    #[must_use]
+    pub fn allows(&self, host: &Nqn) -> bool {
+        self.allow_any_host || self.hosts.contains_key(host)
+    }
+
+    /// Whether the subsystem can be reached at the portal.
+    #[must_use]
+    pub fn listens_on(&self, portid: u16) -> bool {
+        self.listeners.iter().any(|listener| listener.portid == portid)
+    }
+
+    /// The namespace, if it is active.
+    #[inline]
+    #[must_use]
+    pub fn namespace(&self, nsid: u32) -> Option<&NamespaceConfig> {
+        self.namespaces.get(&Nsid(nsid))
+    }
+
+    /// NSIDs whose Identify data differ between two generations: added, removed, resized, of another identity.
+    #[must_use]
+    pub fn changed_namespaces(&self, before: &Self) -> BTreeSet<Nsid> {
+        let mut changed = BTreeSet::new();
+        for (nsid, now) in &self.namespaces {
+            if before.namespaces.get(nsid).is_none_or(|was| now.differs_for_hosts(was)) {
+                changed.insert(*nsid);
+            }
+        }
+        changed.extend(before.namespaces.keys().filter(|nsid| !self.namespaces.contains_key(nsid)));
+        changed
+    }
+}
+
+/// Everything that the discovery service can show, as of one generation counter.
+#[derive(Debug, Clone, Default)]
+pub struct DiscoveryConfig {
+    /// GENCTR: grows with every change that some host can see.
+    pub genctr: u64,
+    /// NVM subsystems.
+    pub subsystems: Vec<Arc<SubsystemConfig>>,
+    /// Listeners of the discovery subsystem itself.
+    pub listeners: Vec<ListenerConfig>,
+    /// Admin queue entries that a controller offers (ASQSZ).
+    pub admin_queue_entries: u16,
+}

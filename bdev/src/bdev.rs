@@ -126,6 +126,10 @@ impl Shared {
                 format!("is {}; the device would have no valid size", config.blocks),
             );
         }
+        if config.caps.boundary_blocks != 0 && !config.caps.boundary_blocks.is_power_of_two() {
+            let problem = format!("is {}; it must be 0 or a power of two", config.caps.boundary_blocks);
+            return invalid("optimal_io_boundary", problem);
+        }
         let blocks = AtomicU64::new(config.blocks);
         let stats = (0..REACTORS_MAX).map(|_| OnceLock::new()).collect();
         Ok(Arc::new(Self { config, blocks, removed: AtomicBool::new(false), stats }))
@@ -154,6 +158,12 @@ impl Shared {
     #[must_use]
     pub fn block_bytes(&self) -> u32 {
         self.config.block_bytes
+    }
+
+    /// Length of a physical block in bytes.
+    #[must_use]
+    pub fn physical_block_bytes(&self) -> u32 {
+        self.config.physical_block_bytes
     }
 
     /// Length in logical blocks, as of now.

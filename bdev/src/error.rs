@@ -71,6 +71,16 @@ pub enum BdevError {
         #[source]
         source: io::Error,
     },
+    /// The bdev is of another kind than the method's.
+    #[error("bdev {name} is a {actual}, not a {wanted}; use the method of its kind")]
+    WrongKind {
+        /// The bdev.
+        name: String,
+        /// What kind it is.
+        actual: &'static str,
+        /// What kind the method is for.
+        wanted: &'static str,
+    },
     /// There are as many as the registry takes.
     #[error("cannot add bdev {name}: there are {max} bdevs already; delete one first")]
     Full {

@@ -21,7 +21,9 @@ mod registry;
 mod sg;
 mod stat;
 
+pub mod malloc;
 pub mod null;
+pub mod rpc;
 
 pub use bdev::{Bdev, BdevInfo, Shared, SharedConfig};
 pub use channel::{BdevChannel, Busy, Caps, Channel};

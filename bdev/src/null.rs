@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use penstock_reactor::{Cx, Tick};
+use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -11,9 +12,37 @@ use crate::bdev::{Bdev, Shared, SharedConfig};
 use crate::channel::{Busy, Caps, Channel};
 use crate::error::BdevError;
 use crate::io::{Io, IoStatus, Op};
+use crate::registry::Registry;
+use crate::rpc;
 
 /// I/Os of one channel under way at most.
 const QUEUE_LEN: usize = 4096;
+
+/// Parameters of `bdev_null_create`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NullOptions {
+    /// Its name.
+    pub name: String,
+    /// Length in blocks.
+    pub num_blocks: u64,
+    /// Length of a logical block in bytes: 512 or 4096.
+    pub block_size: u32,
+    /// Length of a physical block in bytes.
+    pub physical_block_size: Option<u32>,
+    /// Its identity; a random one where none is given.
+    pub uuid: Option<String>,
+    /// Bytes of metadata per block: 0, as there is no support for it.
+    #[serde(default)]
+    pub md_size: u32,
+    /// Type of protection information: 0.
+    #[serde(default)]
+    pub dif_type: i32,
+    /// Where protection information would be; without meaning.
+    pub dif_is_head_of_md: Option<bool>,
+    /// Format of protection information; without meaning.
+    pub dif_pi_format: Option<u32>,
+}
 
 /// A bdev without a device. Reads leave the buffers as they are.
 #[derive(Debug)]
@@ -27,6 +56,30 @@ impl Null {
     /// # Errors
     /// As [`Shared::new`].
     pub fn new(name: &str, uuid: Uuid, blocks: u64, block_bytes: u32) -> Result<Arc<Self>, BdevError> {
+        Self::with_physical(name, uuid, blocks, block_bytes, block_bytes)
+    }
+
+    /// Makes and registers one: `bdev_null_create`. Returns its name.
+    ///
+    /// # Errors
+    /// As [`Shared::new`] and [`Registry::register`].
+    pub fn create(registry: &Registry, options: &NullOptions) -> Result<String, BdevError> {
+        let name = &options.name;
+        rpc::no_metadata(name, options.md_size, options.dif_type)?;
+        let uuid = rpc::uuid_or_random(name, options.uuid.as_deref())?;
+        let physical = options.physical_block_size.unwrap_or(options.block_size);
+        let bdev = Self::with_physical(name, uuid, options.num_blocks, options.block_size, physical)?;
+        registry.register(bdev, &[])?;
+        Ok(name.clone())
+    }
+
+    fn with_physical(
+        name: &str,
+        uuid: Uuid,
+        blocks: u64,
+        block_bytes: u32,
+        physical_block_bytes: u32,
+    ) -> Result<Arc<Self>, BdevError> {
         let caps = Caps {
             native_ops: Caps::ops(&[Op::Read, Op::Write, Op::Flush, Op::Unmap, Op::WriteZeroes, Op::Reset]),
             io_blocks_max: 0,
@@ -40,7 +93,7 @@ impl Null {
             product: "Null disk",
             uuid,
             block_bytes,
-            physical_block_bytes: block_bytes,
+            physical_block_bytes,
             blocks,
             caps,
         })?;
@@ -67,9 +120,14 @@ impl Bdev for Null {
             "name": shared.name(),
             "num_blocks": shared.blocks(),
             "block_size": shared.block_bytes(),
+            "physical_block_size": shared.physical_block_bytes(),
             "uuid": shared.uuid().to_string(),
         });
         ("bdev_null_create", params)
+    }
+
+    fn resize(&self, blocks: Option<u64>) -> Result<u64, BdevError> {
+        Ok(blocks.unwrap_or_else(|| self.shared.blocks()))
     }
 }
 

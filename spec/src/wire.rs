@@ -16,7 +16,8 @@ macro_rules! wire {
             zerocopy::Immutable, zerocopy::Unaligned,
         )]
         #[repr(C)]
-        pub struct $name { $($(#[$fm])* $fvis $f: $t),* }
+        #[allow(missing_docs, reason = "reserved fields are public only for `..default()` in literals")]
+        pub struct $name { $($(#[$fm])* pub $f: $t),* }
 
         const _: () = assert!(size_of::<$name>() == $size);
         $(const _: () = assert!(core::mem::offset_of!($name, $f) == $off);)*

@@ -1,1 +1,21 @@
 //! NVMe over TCP (NVM Express TCP Transport Specification): the sans-IO machine of one connection.
+//!
+//! ```text
+//!   bytes ──► Conn::receive ── capsule ──► Sink::judge ──► buffer ──► (R2T, H2CData) ──► Sink::execute
+//!   bytes ◄── TxQueue::gather ◄── headers, payload by reference ◄── Conn::respond ◄── completion
+//! ```
+//!
+//! A [`Conn`](conn::Conn) knows PDUs, digests, slots and buffers. What a command means is its `Sink`'s affair.
+
+pub(crate) mod conn;
+mod digest;
+mod params;
+mod pdu_rx;
+mod pdu_tx;
+pub(crate) mod req;
+
+pub use params::{C2hSuccess, TcpParams};
+pub(crate) use pdu_tx::PIECES_MAX;
+
+#[cfg(test)]
+pub(crate) mod tests;

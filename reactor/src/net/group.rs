@@ -2,14 +2,15 @@
 //!
 //! A *hot* socket gave data recently. It is reported ready on every turn without asking the kernel: the owner tries to
 //! receive and says by [`SocketGroup::note`] what came of it, so that a busy turn over a few connections costs one
-//! system call per connection. All others are asked after by one `epoll_wait(0)`: on every turn while the hot ones give
-//! nothing or much, every few turns while they give a little.
+//! system call per connection. All others are asked after by one `epoll_wait(0)`: on every turn where none is hot, on
+//! every few turns else.
 //!
-//! Invariants: every socket is always in the epoll set, level-triggered, hot or not, and the set is nested in the
-//! reactor's sleep set. So what a guess missed, the kernel reports later, and a reactor that falls asleep over unread
-//! data wakes at once.
+//! Invariants: every socket is always in the epoll set, level-triggered, hot or not, and a reactor that sleeps watches
+//! the set. So what a guess missed, the kernel reports later, and a reactor that falls asleep over unread data wakes at
+//! once.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::{fmt, io};
 
 use rustix::event::{Timespec, epoll};
@@ -26,10 +27,10 @@ const EVENTS: usize = 64;
 const _: () = assert!(EVENTS <= READY_MAX);
 /// Vain tries after which a lone hot socket is hot no more; among n, each has 1/n² of them, for each turn costs n tries.
 const MISSES_MAX: u32 = 1024;
-/// Turns in which the kernel is not asked while hot sockets give a little.
-const SKIP_MAX: u32 = 8;
-/// From so many hot sockets that gave something, asking the kernel is cheap beside the work of the turn.
-const HITS_CHEAP: u32 = 4;
+/// Tries of hot sockets per question to the kernel, which costs about as much as one try and a half ...
+const TRIES_PER_ASK: usize = 8;
+/// ... and more where many are hot, for it then goes through all those again: so many turns of them all per question.
+const TURNS_PER_ASK: usize = 4;
 
 /// What a group watches a socket for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,16 +87,15 @@ const COLD: u32 = u32::MAX;
 
 /// A reactor's sockets. It belongs to the reactor whose sleep set it was made with, and wakes that one.
 pub struct SocketGroup {
-    epoll: OwnedFd,
+    epoll: Rc<OwnedFd>,
     /// By key.
     entries: Vec<Option<Entry>>,
     len: usize,
     hot: Vec<u32>,
     /// Which hot socket comes first in the next poll.
     hot_next: usize,
-    /// Hot sockets that gave something since the last poll.
-    hits: u32,
-    skipped: u32,
+    /// Hot sockets reported since the kernel was last asked.
+    tries: usize,
     polls: u64,
     events: Box<[epoll::Event; EVENTS]>,
 }
@@ -113,16 +113,16 @@ impl SocketGroup {
     /// [`ReactorError::Os`] when the process has no descriptors left.
     pub fn new(sleep_set: &SleepSet) -> Result<Self, ReactorError> {
         let fd = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("create an epoll set for sockets"))?;
-        sleep_set.add(&fd)?;
+        let epoll = Rc::new(fd);
+        sleep_set.watch_asleep(&epoll);
         let event = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
         Ok(Self {
-            epoll: fd,
+            epoll,
             entries: Vec::new(),
             len: 0,
             hot: Vec::new(),
             hot_next: 0,
-            hits: 0,
-            skipped: 0,
+            tries: 0,
             polls: 0,
             events: Box::new([event; EVENTS]),
         })
@@ -210,9 +210,7 @@ impl SocketGroup {
         let Some(entry) = self.entry_mut(key) else { return };
         if received {
             entry.misses = 0;
-            if entry.hot_at != COLD {
-                self.hits += 1;
-            } else if entry.interest.read {
+            if entry.hot_at == COLD && entry.interest.read {
                 entry.hot_at = hot;
                 self.hot.push(key);
             }
@@ -228,14 +226,10 @@ impl SocketGroup {
     pub fn poll(&mut self, ready: &mut Vec<Ready>) {
         ready.clear();
         self.polls += 1;
-        let hits = std::mem::take(&mut self.hits);
         self.report_hot(ready);
-        let has_cold = self.len > self.hot.len();
-        let skip = hits > 0 && (hits < HITS_CHEAP || !has_cold) && self.skipped < SKIP_MAX;
-        if skip {
-            self.skipped += 1;
-        } else {
-            self.skipped = 0;
+        self.tries += ready.len();
+        if self.hot.is_empty() || self.tries >= TRIES_PER_ASK.max(TURNS_PER_ASK * self.hot.len()) {
+            self.tries = 0;
             self.ask_kernel(ready);
         }
     }

@@ -1,6 +1,8 @@
 //! How a sleeping reactor is woken: an eventfd in the epoll set that it sleeps on.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::{Rc, Weak};
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
@@ -43,7 +45,11 @@ impl AsFd for WakeFd {
 
 /// The set of descriptors that end a reactor's sleep when they become readable.
 #[derive(Debug)]
-pub struct SleepSet(OwnedFd);
+pub struct SleepSet {
+    epoll: OwnedFd,
+    /// Watched from the beginning to the end of each sleep.
+    asleep: RefCell<Vec<Weak<OwnedFd>>>,
+}
 
 impl SleepSet {
     /// An empty set.
@@ -52,7 +58,7 @@ impl SleepSet {
     /// [`ReactorError::Os`] when the process has no descriptors left.
     pub fn new() -> Result<Self, ReactorError> {
         let fd = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("create an epoll set"))?;
-        Ok(Self(fd))
+        Ok(Self { epoll: fd, asleep: RefCell::default() })
     }
 
     /// Lets `fd` (an eventfd, a nested epoll set, an io_uring) end the sleep while it is readable.
@@ -60,13 +66,21 @@ impl SleepSet {
     /// # Errors
     /// [`ReactorError::Os`] when the kernel refuses the descriptor.
     pub fn add(&self, fd: impl AsFd) -> Result<(), ReactorError> {
-        epoll::add(&self.0, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
             .map_err(os("watch a descriptor for a sleeping reactor"))
     }
 
     /// Takes `fd` out again.
     pub fn remove(&self, fd: impl AsFd) {
-        epoll::delete(&self.0, fd).ok();
+        epoll::delete(&self.epoll, fd).ok();
+    }
+
+    /// As [`Self::add`], but watches `fd` only while asleep and as long as it exists: a nested set that is watched all the
+    /// time makes each packet that arrives pay for telling this one.
+    pub(crate) fn watch_asleep(&self, fd: &Rc<OwnedFd>) {
+        let mut asleep = self.asleep.borrow_mut();
+        asleep.retain(|fd| fd.strong_count() > 0);
+        asleep.push(Rc::downgrade(fd));
     }
 
     /// Blocks until a descriptor is readable, or `timeout_ns` has passed; `None` waits for ever.
@@ -78,8 +92,20 @@ impl SleepSet {
         });
         let mut events =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
-        // Interrupted or not: the caller looks at everything again anyway.
-        epoll::wait(&self.0, &mut events[..], timeout.as_ref()).ok();
+        // What cannot be watched (no memory in the kernel) must not be slept over.
+        if self.for_each_asleep(|fd| self.add(fd).is_ok()) {
+            // Interrupted or not: the caller looks at everything again anyway.
+            epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()).ok();
+        }
+        self.for_each_asleep(|fd| {
+            self.remove(fd);
+            true
+        });
+    }
+
+    /// Whether `function` returned true for all.
+    fn for_each_asleep(&self, function: impl Fn(&OwnedFd) -> bool) -> bool {
+        self.asleep.borrow().iter().filter_map(Weak::upgrade).fold(true, |all, fd| function(&fd) && all)
     }
 }
 

@@ -6,6 +6,7 @@
 //! ```
 
 pub mod args;
+pub mod remote;
 pub mod report;
 pub mod run;
 pub mod target;

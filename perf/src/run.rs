@@ -28,14 +28,14 @@ pub fn run(args: &Args) -> anyhow::Result<Report> {
     let per_worker = usize::try_from(u64::from(args.qd) * args.bs.next_power_of_two().max(4096))?;
     let bytes = (per_worker * cores.len() * 2).max(64 << 20);
     mem::init(MemConfig { initial_bytes: bytes, max_bytes: bytes, ..MemConfig::default() })?;
-    let target = Target::open(args)?;
+    let mut target = Target::open(args)?;
     let progress = Arc::new(Progress::default());
     let mut reactors = Vec::new();
     let (report, reports) = mpsc::channel();
     for (index, core) in cores.iter().enumerate() {
         let started = start_reactor(index, *core, args.seed)?;
         let task = plan(args, &target, index, cores.len(), Arc::clone(&progress))?;
-        start_worker(&started, &target, args, task, report.clone())?;
+        start_worker(&started, &mut target, args, task, report.clone())?;
         reactors.push(started);
     }
     drop(report);
@@ -43,6 +43,9 @@ pub fn run(args: &Args) -> anyhow::Result<Report> {
     for started in reactors {
         started.handle.stop();
         drop(started.join.join());
+    }
+    if let Target::Remote(remote) = target {
+        remote.close()?;
     }
     let pattern = format!("{:?}", args.rw).to_lowercase();
     Ok(Report::new(&args.target, &pattern, args.bs, args.qd, cores.len(), &totals?))
@@ -98,7 +101,7 @@ type Outcome = anyhow::Result<Totals>;
 
 fn start_worker(
     started: &Started,
-    target: &Target,
+    target: &mut Target,
     args: &Args,
     (task, slots): (Task, (u64, u64)),
     report: mpsc::Sender<Outcome>,
@@ -111,8 +114,11 @@ fn start_worker(
                 add_worker(cx, worker, task, slots, report);
             })?;
         }
+        Target::Remote(remote) => {
+            let queues = remote.open_queues(args.queues, args.qd)?;
+            started.handle.send(move |cx| add_worker(cx, Ok(queues), task, slots, report))?;
+        }
     }
-    let _ = args;
     Ok(())
 }
 

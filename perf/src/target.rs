@@ -1,21 +1,47 @@
 //! What is driven.
 
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail, ensure};
+use penstock_bdev::malloc::{Malloc, MallocOptions};
 use penstock_bdev::null::Null;
 use penstock_bdev::{Bdev, Descriptor, OpenMode};
+use penstock_nvme_tcp::QpairConfig;
+use penstock_nvme_tcp::blocking::BlockingController;
+use penstock_nvme_tcp::controller::ControllerConfig;
+use penstock_reactor::net::{SocketOptions, TcpSocket};
+use penstock_spec::nvmf::Nqn;
 use uuid::Uuid;
 
-use crate::args::Args;
+use crate::args::{Args, parse_bytes};
+use crate::remote::{Queue, Remote};
 
 const NULL_BLOCKS: u64 = 1 << 28;
+const MALLOC_BYTES: u64 = 256 << 20;
+const BLOCK_BYTES: u32 = 4096;
+/// Every step of connecting.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An opened target.
 #[derive(Debug)]
 pub enum Target {
     /// A bdev of this process.
     Bdev(Descriptor),
+    /// A namespace of an NVMe/TCP target.
+    Remote(Box<RemoteTarget>),
+}
+
+/// A controller, and what its namespace looks like.
+#[derive(Debug)]
+pub struct RemoteTarget {
+    controller: BlockingController,
+    nsid: u32,
+    block_bytes: u32,
+    blocks: u64,
+    next_qid: u16,
 }
 
 impl Target {
@@ -24,9 +50,13 @@ impl Target {
     /// # Errors
     /// When there is no such target, or it cannot be opened.
     pub fn open(args: &Args) -> anyhow::Result<Self> {
-        let (kind, _rest) = args.target.split_once(':').unwrap_or((&args.target, ""));
+        if let Some(rest) = args.target.strip_prefix("nvme-tcp://") {
+            return Ok(Self::Remote(Box::new(RemoteTarget::connect(rest, args)?)));
+        }
+        let (kind, rest) = args.target.split_once(':').unwrap_or((&args.target, ""));
         let bdev: Arc<dyn Bdev> = match kind {
-            "null" => Null::new("null0", Uuid::from_u128(1), NULL_BLOCKS, 4096)?,
+            "null" if rest.is_empty() => Null::new("null0", Uuid::from_u128(1), NULL_BLOCKS, BLOCK_BYTES)?,
+            "malloc" => open_malloc(rest)?,
             _ => bail!("unknown target {}: --help lists them", args.target),
         };
         Ok(Self::Bdev(Descriptor::unregistered(bdev, OpenMode::ReadWrite)))
@@ -37,6 +67,73 @@ impl Target {
     pub fn geometry(&self) -> (u32, u64) {
         match self {
             Self::Bdev(descriptor) => (descriptor.shared().block_bytes(), descriptor.shared().blocks()),
+            Self::Remote(remote) => (remote.block_bytes, remote.blocks),
         }
     }
+}
+
+impl RemoteTarget {
+    /// Connects to `HOST:PORT/NQN[?nsid=N]`.
+    fn connect(rest: &str, args: &Args) -> anyhow::Result<Self> {
+        let usage = "a target is nvme-tcp://HOST:PORT/NQN[?nsid=N]";
+        let (place, name) = rest.split_once('/').context(usage)?;
+        let (name, nsid) = match name.split_once("?nsid=") {
+            Some((name, nsid)) => (name, nsid.parse().context(usage)?),
+            None => (name, 1),
+        };
+        let addr: SocketAddr = place.to_socket_addrs().context(usage)?.next().context("no such host")?;
+        let hostid = Uuid::new_v4();
+        let hostnqn = Nqn::parse(format!("nqn.2014-08.org.nvmexpress:uuid:{hostid}").as_bytes())?;
+        let subnqn = Nqn::parse(name.as_bytes())?;
+        let mut admin = QpairConfig::admin(hostid.into_bytes(), hostnqn, subnqn);
+        admin.hdgst = args.hdgst;
+        admin.ddgst = args.ddgst;
+        let workers = args.cores.as_ref().map_or(1, |cores| cores.len());
+        let io_queues = u16::try_from(workers)?.checked_mul(args.queues).context("too many I/O queues")?;
+        let step_timeout_ns = u64::try_from(TIMEOUT.as_nanos())?;
+        let config = ControllerConfig { admin, io_queues, step_timeout_ns };
+        let mut controller = BlockingController::connect(addr, config, TIMEOUT)
+            .with_context(|| format!("cannot connect to {name} at {addr}"))?;
+        let namespace = controller.identify_namespace(nsid)?;
+        let blocks = namespace.nsze.get();
+        ensure!(blocks > 0, "{name} has no active namespace {nsid}");
+        let block_bytes = namespace.block_len().context("the namespace has no valid LBA format")?;
+        Ok(Self { controller, nsid, block_bytes, blocks, next_qid: 1 })
+    }
+
+    /// Opens a worker's queues.
+    ///
+    /// # Errors
+    /// When the target refuses one.
+    pub fn open_queues(&mut self, count: u16, depth: u32) -> anyhow::Result<Remote> {
+        let per_queue = u16::try_from(depth.div_ceil(u32::from(count)))?;
+        let mut queues = Vec::new();
+        for _ in 0..count {
+            let qid = self.next_qid;
+            let queue = self.controller.open_io(qid, per_queue);
+            let (qpair, stream) = queue.with_context(|| format!("I/O queue {qid}"))?.into_parts();
+            let socket = TcpSocket::from_fd(OwnedFd::from(stream), &SocketOptions::default())?;
+            queues.push(Queue::new(qpair, socket));
+            self.next_qid += 1;
+        }
+        Ok(Remote::new(queues, self.nsid, self.block_bytes))
+    }
+
+    /// Says good-bye to the controller.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn close(self) -> anyhow::Result<()> {
+        Ok(self.controller.shut_down()?)
+    }
+}
+
+fn open_malloc(size: &str) -> anyhow::Result<Arc<Malloc>> {
+    let bytes = if size.is_empty() { MALLOC_BYTES } else { parse_bytes(size).map_err(anyhow::Error::msg)? };
+    let options = serde_json::json!({
+        "num_blocks": bytes / u64::from(BLOCK_BYTES),
+        "block_size": BLOCK_BYTES,
+    });
+    let options: MallocOptions = serde_json::from_value(options)?;
+    Ok(Malloc::new("malloc0", &options)?)
 }

@@ -23,6 +23,8 @@ pub trait Device {
     fn submit(&mut self, io: Box<Io>, now: Tick) -> Result<(), Busy>;
     /// Appends ended I/Os to `done`.
     fn poll(&mut self, now: Tick, budget: usize, done: &mut Vec<Box<Io>>) -> usize;
+    /// Sends what was submitted, for devices that gather it.
+    fn flush_queue(&mut self) {}
 }
 
 impl Device for BdevChannel {
@@ -262,7 +264,11 @@ impl<D: Device> Poller for Worker<D> {
         self.done = done;
         self.task.progress.ended.fetch_add(u64::try_from(ended).unwrap_or(0), Ordering::Relaxed);
         self.change_phase(now);
-        ended + self.fill(now)
+        let issued = self.fill(now);
+        if issued > 0 {
+            self.device.flush_queue();
+        }
+        ended + issued
     }
 
     fn rest(&mut self, _now: Tick) -> Rest {

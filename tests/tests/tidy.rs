@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// A file longer than this must be split.
 const FILE_LINES_MAX: usize = 800;
 
+/// Names that say nothing: split by noun, then by verb.
+const BANNED_NAMES: &[&str] = &["utils.rs", "util.rs", "common.rs", "manager.rs", "helpers.rs"];
+
 /// Which packages of ours a package may depend on, lower layers first.
 const LAYERS: &[(&str, &[&str])] = &[
     ("penstock-spec", &[]),
@@ -111,10 +114,12 @@ fn source_files_are_short_documented_and_finished() {
         let text = fs::read_to_string(&path).unwrap();
         let lines = text.lines().count();
         assert!(lines <= FILE_LINES_MAX, "{} has {lines} lines, more than {FILE_LINES_MAX}", path.display());
+        let name = path.file_name().unwrap().to_string_lossy();
+        assert!(!BANNED_NAMES.contains(&name.as_ref()), "{} has a name that says nothing", path.display());
         for leftover in leftovers {
             assert!(!text.contains(leftover), "{} contains {leftover}", path.display());
         }
-        let is_test = path.file_name().is_some_and(|name| name == "tests.rs");
+        let is_test = name == "tests.rs";
         let documented = text.lines().take(3).any(|line| line.starts_with("//!"));
         assert!(is_test || documented, "{} does not begin by saying what it is", path.display());
     }

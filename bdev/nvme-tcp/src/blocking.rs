@@ -256,6 +256,11 @@ impl<B: Payload> BlockingQpair<B> {
         self.wait()
     }
 
+    /// The machine and its socket, for a driver that does not block. The socket still does.
+    pub fn into_parts(self) -> (Qpair<B>, TcpStream) {
+        (self.qpair, self.link.stream)
+    }
+
     /// The machine.
     pub fn qpair(&self) -> &Qpair<B> {
         &self.qpair

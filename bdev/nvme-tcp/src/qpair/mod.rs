@@ -564,7 +564,9 @@ fn push_header(tx: &mut TxQueue, header: &[u8], hdgst: bool, pdo: u32) {
         end += DIGEST_LEN;
     }
     let pad = usize::try_from(pdo).unwrap_or(0).saturating_sub(end);
-    tx.push_inline(ZEROES.get(..pad).unwrap_or_default());
+    if pad > 0 {
+        tx.push_inline(ZEROES.get(..pad).unwrap_or_default());
+    }
 }
 
 /// Queues a range of a slot's payload and its digest.

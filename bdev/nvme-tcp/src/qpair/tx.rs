@@ -61,10 +61,13 @@ impl TxQueue {
         assert!(self.has_room(bytes.len(), 1), "the caller checks for room");
         let mask = self.ring.len() - 1;
         let tail = (self.head + self.used) & mask;
-        let till_end = bytes.len().min(self.ring.len() - tail);
-        let (first, second) = bytes.split_at(till_end);
-        copy(&mut self.ring, tail, first);
-        copy(&mut self.ring, 0, second);
+        if let Some(place) = self.ring.get_mut(tail..tail + bytes.len()) {
+            place.copy_from_slice(bytes);
+        } else {
+            let (first, second) = bytes.split_at(self.ring.len() - tail);
+            copy(&mut self.ring, tail, first);
+            copy(&mut self.ring, 0, second);
+        }
         self.used += bytes.len();
         self.len_bytes += bytes.len();
         match self.segments.back_mut() {

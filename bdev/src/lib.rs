@@ -24,6 +24,7 @@ mod stat;
 pub mod malloc;
 pub mod null;
 pub mod rpc;
+pub mod uring;
 
 pub use bdev::{Bdev, BdevInfo, Shared, SharedConfig};
 pub use channel::{BdevChannel, Busy, Caps, Channel};

@@ -1,0 +1,262 @@
+//! The file or block device under a uring bdev.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use penstock_reactor::mem::Buf;
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::io::{Io, IoFlags, IoStatus, Op};
+
+/// How a file is to be opened.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opening {
+    pub(super) read_only: bool,
+    /// Without the page cache, where the file system can.
+    pub(super) direct: bool,
+    /// Made with so many bytes where it does not exist.
+    pub(super) create_bytes: Option<u64>,
+    pub(super) block_bytes: Option<u32>,
+}
+
+/// An open file, shared by the channels of all cores.
+#[derive(Debug)]
+pub(super) struct Disk {
+    file: File,
+    pub(super) block_bytes: u32,
+    pub(super) physical_block_bytes: u32,
+    /// O_DIRECT: offsets, lengths and addresses are multiples of a block.
+    pub(super) direct: bool,
+    pub(super) is_block_device: bool,
+    pub(super) read_only: bool,
+    /// Holes can be punched.
+    pub(super) can_punch: bool,
+    /// A flush failed: what was written before may be lost, and a second flush would not tell (the kernel reports a
+    /// failed write-back once). Nothing is written any more until the file is opened again.
+    failed: AtomicBool,
+    /// Flushes and durable writes that were asked of the system, for tests and people.
+    pub(super) syncs: AtomicU64,
+}
+
+impl Disk {
+    /// Opens and examines `path`, and locks it against other daemons.
+    pub(super) fn open(path: &Path, opening: Opening) -> io::Result<Self> {
+        if let Some(bytes) = opening.create_bytes.filter(|_| !opening.read_only) {
+            create(path, bytes)?;
+        }
+        let direct_file = if opening.direct { open(path, opening.read_only, true).ok() } else { None };
+        let mut file = match direct_file {
+            Some(file) => file,
+            None => open(path, opening.read_only, false)?,
+        };
+        let kind = file.metadata()?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(io::Error::other("it is neither a regular file nor a block device"));
+        }
+        if !opening.read_only {
+            file.try_lock().map_err(|error| match error {
+                TryLockError::WouldBlock => io::Error::other("another bdev or process has locked it"),
+                TryLockError::Error(error) => error,
+            })?;
+        }
+        let sector = sector_bytes(&file, kind.is_block_device());
+        let block_bytes = opening.block_bytes.unwrap_or(sector);
+        let mut direct = opening.direct && is_direct(&file);
+        if direct && !takes_blocks_of(&file, block_bytes) {
+            if kind.is_block_device() && block_bytes < sector {
+                return Err(io::Error::other(format!(
+                    "its sectors have {sector} bytes: use that block size"
+                )));
+            }
+            // The file system wants larger units than the bdev's blocks: through the page cache, then.
+            let buffered = open(path, opening.read_only, false)?;
+            if !opening.read_only {
+                file.unlock()?;
+                buffered.try_lock().map_err(io::Error::other)?;
+            }
+            (file, direct) = (buffered, false);
+        }
+        let physical = if kind.is_block_device() { physical_bytes(&file) } else { 4096 };
+        let mut disk = Self {
+            block_bytes,
+            physical_block_bytes: physical.max(block_bytes).next_multiple_of(block_bytes),
+            direct,
+            is_block_device: kind.is_block_device(),
+            read_only: opening.read_only,
+            can_punch: true,
+            failed: AtomicBool::new(false),
+            syncs: AtomicU64::new(0),
+            file,
+        };
+        if !disk.is_block_device && !disk.read_only {
+            // Beyond the end there is nothing to lose: only whether the file system can do it shows.
+            let end = disk.bytes()?.next_multiple_of(4096);
+            disk.can_punch = disk.allocate(PUNCH, end, 4096).is_ok();
+        }
+        Ok(disk)
+    }
+
+    /// Its length in bytes, as of now.
+    pub(super) fn bytes(&self) -> io::Result<u64> {
+        // The offset belongs to nobody else: all I/O names its own.
+        (&self.file).seek(SeekFrom::End(0))
+    }
+
+    /// Gives a regular file another length.
+    pub(super) fn set_bytes(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Whether nothing may be written any more.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// To be told of every flush or durable write that failed.
+    pub(super) fn set_failed(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a failed `io` leaves it unknown what is durable.
+    pub(super) fn loses_trust(io: &Io) -> bool {
+        io.op == Op::Flush || (io.op.is_write() && io.flags.contains(IoFlags::FUA))
+    }
+
+    pub(super) fn allocate(&self, flags: FallocateFlags, at: u64, len: u64) -> io::Result<()> {
+        Ok(fallocate(&self.file, flags, at, len)?)
+    }
+
+    /// Does `io` with plain system calls, on a thread that may block.
+    pub(super) fn execute(&self, io: &mut Io) -> IoStatus {
+        if self.has_failed() && (io.op.is_write() || io.op == Op::Flush) {
+            return IoStatus::WriteError;
+        }
+        let result = self.try_execute(io).and_then(|()| {
+            if Self::loses_trust(io) {
+                self.syncs.fetch_add(1, Ordering::Relaxed);
+                return self.file.sync_data();
+            }
+            Ok(())
+        });
+        match result {
+            Ok(()) => IoStatus::Success,
+            Err(error) => {
+                if Self::loses_trust(io) {
+                    self.set_failed();
+                }
+                status_of(error.raw_os_error().unwrap_or(0), io.op)
+            }
+        }
+    }
+
+    fn try_execute(&self, io: &mut Io) -> io::Result<()> {
+        let mut at = io.lba.0.saturating_mul(u64::from(self.block_bytes));
+        let len = u64::from(io.blocks) * u64::from(self.block_bytes);
+        match io.op {
+            Op::Read => io.data.iter_mut().try_for_each(|buf| {
+                self.file.read_exact_at(buf, at)?;
+                at += u64::try_from(buf.len()).unwrap_or(0);
+                Ok(())
+            }),
+            Op::Write => io.data.iter().try_for_each(|buf| {
+                self.file.write_all_at(buf, at)?;
+                at += u64::try_from(buf.len()).unwrap_or(0);
+                Ok(())
+            }),
+            Op::Unmap | Op::WriteZeroes => {
+                let (first, second) = zeroing_modes(io, self.is_block_device);
+                self.allocate(first, at, len).or_else(|error| {
+                    if is_unsupported(error.raw_os_error()) {
+                        self.allocate(second, at, len)
+                    } else {
+                        Err(error)
+                    }
+                })
+            }
+            Op::Flush => Ok(()),
+            Op::Compare | Op::CompareAndWrite | Op::Copy | Op::Reset => {
+                Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+            }
+        }
+    }
+}
+
+const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
+
+/// How to make blocks zero, and how else where the file system or device cannot do that. Holes read as zeroes.
+pub(super) fn zeroing_modes(io: &Io, is_block_device: bool) -> (FallocateFlags, FallocateFlags) {
+    let keep = io.op == Op::WriteZeroes && io.flags.contains(IoFlags::KEEP_ALLOCATED);
+    // A block device's kernel driver writes zeroes where it cannot do better; that suits a write of zeroes.
+    if keep || (is_block_device && io.op == Op::WriteZeroes) { (ZERO, PUNCH) } else { (PUNCH, ZERO) }
+}
+
+pub(super) fn is_unsupported(errno: Option<i32>) -> bool {
+    matches!(errno, Some(libc::EOPNOTSUPP | libc::ENOSYS))
+}
+
+/// How an I/O ended that the system refused with `errno`; 0: it ended before the last byte.
+pub(super) fn status_of(errno: i32, op: Op) -> IoStatus {
+    match errno {
+        libc::ENOSPC | libc::EDQUOT | libc::EFBIG => IoStatus::NoSpace,
+        libc::EOPNOTSUPP | libc::ENOSYS => IoStatus::Unsupported,
+        libc::EROFS | libc::EPERM | libc::EACCES | libc::EBADF => IoStatus::WriteProtected,
+        libc::ENODEV | libc::ENXIO | libc::ENOMEDIUM => IoStatus::Gone,
+        libc::ETIMEDOUT => IoStatus::TimedOut,
+        libc::ECANCELED => IoStatus::Aborted,
+        libc::EILSEQ => IoStatus::ChecksumError,
+        libc::EINVAL => IoStatus::Internal,
+        _ if op == Op::Read => IoStatus::ReadError,
+        _ => IoStatus::WriteError,
+    }
+}
+
+fn open(path: &Path, read_only: bool, direct: bool) -> io::Result<File> {
+    let flags = libc::O_CLOEXEC | if direct { libc::O_DIRECT } else { 0 };
+    OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path)
+}
+
+/// Makes a file of `bytes` zero bytes that takes no room yet; one that exists stays as it is.
+fn create(path: &Path, bytes: u64) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(file) => {
+            file.set_len(bytes)?;
+            file.sync_all()?;
+            // The name is durable only with its directory.
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            File::open(parent.unwrap_or_else(|| Path::new(".")))?.sync_all()
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_direct(file: &File) -> bool {
+    rustix::fs::fcntl_getfl(file).is_ok_and(|flags| flags.contains(rustix::fs::OFlags::DIRECT))
+}
+
+/// Whether the file system reads single blocks without the page cache: some want larger ones.
+fn takes_blocks_of(file: &File, block_bytes: u32) -> bool {
+    let len = usize::try_from(block_bytes).unwrap_or(usize::MAX);
+    let Some(mut buf) = Buf::alloc(len) else { return false };
+    file.read_at(&mut buf, u64::from(block_bytes)).is_ok()
+}
+
+fn sector_bytes(file: &File, is_block_device: bool) -> u32 {
+    if !is_block_device {
+        return 512;
+    }
+    rustix::fs::ioctl_blksszget(file).unwrap_or(512)
+}
+
+fn physical_bytes(file: &File) -> u32 {
+    rustix::fs::ioctl_blkpbszget(file).unwrap_or(4096)
+}

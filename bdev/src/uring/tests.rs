@@ -1,0 +1,208 @@
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use penstock_reactor::mem::Buf;
+use penstock_reactor::{Clock, PollMode, Reactor, ReactorConfig, ReactorId, Tick};
+
+use super::*;
+use crate::channel::BdevChannel;
+use crate::descriptor::{Descriptor, OpenMode};
+use crate::io::{Io, IoFlags, IoStatus, Lba};
+
+const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Threads];
+
+/// A file that is gone after the test.
+struct TempFile(PathBuf);
+
+impl TempFile {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("penstock-{}-{name}", std::process::id()));
+        std::fs::remove_file(&path).ok();
+        Self(path)
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).ok();
+    }
+}
+
+fn options(path: &Path, engine: Engine, block_size: u32) -> UringOptions {
+    let value = json!({
+        "name": "u0", "filename": path, "block_size": block_size, "create_size_mib": 8, "engine": engine,
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+struct Bench {
+    reactor: Reactor,
+    channel: BdevChannel,
+    bdev: Arc<Uring>,
+}
+
+impl Bench {
+    fn new(path: &Path, engine: Engine, block_size: u32) -> Self {
+        let (clock, _hand) = Clock::simulated();
+        let config = ReactorConfig { id: ReactorId(0), core: None, mode: PollMode::Busy, clock, seed: 1 };
+        let reactor = Reactor::new(&config).unwrap();
+        let bdev = Uring::new(options(path, engine, block_size)).unwrap();
+        let descriptor = Descriptor::unregistered(bdev.clone(), OpenMode::ReadWrite);
+        let channel = descriptor.channel(reactor.cx()).unwrap();
+        Self { reactor, channel, bdev }
+    }
+
+    fn finish(&mut self, count: usize) -> Vec<Box<Io>> {
+        let mut done = Vec::new();
+        while done.len() < count {
+            self.reactor.turn();
+            self.channel.poll(Tick::ZERO, 16, &mut done);
+        }
+        done
+    }
+
+    fn run(&mut self, op: Op, flags: IoFlags, lba: u64, bufs: Vec<Buf>, blocks: u32) -> Box<Io> {
+        let mut io = Io::boxed();
+        io.set(9, op, flags, Lba(lba), blocks);
+        io.data = bufs.into_iter().collect();
+        self.channel.submit(io, Tick::ZERO).unwrap();
+        self.finish(1).pop().unwrap()
+    }
+}
+
+fn filled(len: usize, byte: u8) -> Buf {
+    let mut buf = Buf::alloc(len).unwrap();
+    buf.fill(byte);
+    buf
+}
+
+#[test]
+fn what_is_written_is_in_the_file_and_read_back_by_both_engines() {
+    for engine in ENGINES {
+        let file = TempFile::new("write-read");
+        let mut bench = Bench::new(&file.0, engine, 512);
+        let bufs = vec![filled(512, 1), filled(4096, 2), filled(512, 3)];
+        let io = bench.run(Op::Write, IoFlags::NONE, 3, bufs, 10);
+        assert_eq!(io.status, IoStatus::Success, "{engine:?}");
+        assert_eq!(bench.run(Op::Flush, IoFlags::NONE, 0, vec![], 0).status, IoStatus::Success);
+        let io = bench.run(Op::Read, IoFlags::NONE, 2, vec![filled(6144, 9)], 12);
+        let mut expected = [vec![0; 512], vec![1; 512], vec![2; 4096], vec![3; 512]].concat();
+        expected.resize(6144, 0);
+        let mut read = vec![0; 6144];
+        io.data.copy_out(0, &mut read);
+        assert_eq!((io.status, &read), (IoStatus::Success, &expected), "{engine:?}");
+        let mut in_file = vec![0; 6144];
+        std::fs::File::open(&file.0).unwrap().read_exact_at(&mut in_file, 1024).unwrap();
+        assert_eq!(in_file, expected);
+    }
+}
+
+#[test]
+fn zeroes_and_holes_read_as_zeroes() {
+    for engine in ENGINES {
+        let file = TempFile::new("zeroes");
+        let mut bench = Bench::new(&file.0, engine, 4096);
+        for (op, flags) in [
+            (Op::WriteZeroes, IoFlags::NONE),
+            (Op::WriteZeroes, IoFlags::KEEP_ALLOCATED),
+            (Op::WriteZeroes, IoFlags::FUA),
+            (Op::Unmap, IoFlags::NONE),
+        ] {
+            bench.run(Op::Write, IoFlags::NONE, 0, vec![filled(16384, 7)], 4);
+            assert_eq!(bench.run(op, flags, 1, vec![], 2).status, IoStatus::Success, "{engine:?} {op:?}");
+            let io = bench.run(Op::Read, IoFlags::NONE, 0, vec![filled(16384, 9)], 4);
+            let mut read = vec![0; 16384];
+            io.data.copy_out(0, &mut read);
+            assert_eq!(read, [vec![7; 4096], vec![0; 8192], vec![7; 4096]].concat(), "{engine:?} {op:?}");
+        }
+    }
+}
+
+#[test]
+fn a_write_with_fua_and_a_flush_reach_the_medium() {
+    for engine in ENGINES {
+        let file = TempFile::new("fua");
+        let mut bench = Bench::new(&file.0, engine, 4096);
+        bench.run(Op::Write, IoFlags::NONE, 0, vec![filled(4096, 1)], 1);
+        assert_eq!(bench.bdev.syncs(), 0, "{engine:?}");
+        bench.run(Op::Write, IoFlags::FUA, 0, vec![filled(4096, 2)], 1);
+        assert_eq!(bench.bdev.syncs(), 1, "{engine:?}");
+        bench.run(Op::Flush, IoFlags::NONE, 0, vec![], 0);
+        assert_eq!(bench.bdev.syncs(), 2, "{engine:?}");
+    }
+}
+
+#[test]
+fn misaligned_buffers_are_taken() {
+    for engine in ENGINES {
+        let file = TempFile::new("misaligned");
+        let mut bench = Bench::new(&file.0, engine, 512);
+        let cut = || vec![filled(100, 1), filled(412, 2)];
+        assert_eq!(bench.run(Op::Write, IoFlags::NONE, 8, cut(), 1).status, IoStatus::Success);
+        let io = bench.run(Op::Read, IoFlags::NONE, 8, vec![filled(412, 0), filled(100, 0)], 1);
+        let mut read = vec![0; 512];
+        io.data.copy_out(0, &mut read);
+        assert_eq!(read, [vec![1; 100], vec![2; 412]].concat(), "{engine:?}");
+    }
+}
+
+#[test]
+fn a_grown_file_makes_a_longer_bdev_and_a_cut_one_fails_reads() {
+    for engine in ENGINES {
+        let file = TempFile::new("resize");
+        let mut bench = Bench::new(&file.0, engine, 512);
+        let image = std::fs::File::options().write(true).open(&file.0).unwrap();
+        image.set_len(16 << 20).unwrap();
+        assert_eq!(bench.bdev.resize(None).unwrap(), 32768);
+        assert_eq!(bench.bdev.resize(Some(8192)).unwrap(), 8192);
+        assert_eq!(image.metadata().unwrap().len(), 4 << 20);
+        let io = bench.run(Op::Read, IoFlags::NONE, 8190, vec![filled(2048, 0)], 4);
+        assert_eq!(io.status, IoStatus::ReadError, "{engine:?}: the bdev was not told of its new length");
+    }
+}
+
+#[test]
+fn a_failed_flush_ends_all_writing() {
+    for engine in ENGINES {
+        let file = TempFile::new("failed");
+        let mut bench = Bench::new(&file.0, engine, 512);
+        bench.bdev.disk.set_failed();
+        for (op, bufs, blocks) in
+            [(Op::Write, vec![filled(512, 1)], 1), (Op::Flush, vec![], 0), (Op::Unmap, vec![], 1)]
+        {
+            assert_eq!(bench.run(op, IoFlags::NONE, 0, bufs, blocks).status, IoStatus::WriteError);
+        }
+        let io = bench.run(Op::Read, IoFlags::NONE, 0, vec![filled(512, 1)], 1);
+        assert_eq!(io.status, IoStatus::Success, "{engine:?}");
+    }
+}
+
+#[test]
+fn hundreds_of_ios_come_back_once_each() {
+    for engine in ENGINES {
+        let file = TempFile::new("many");
+        let mut bench = Bench::new(&file.0, engine, 512);
+        for tag in 0..300 {
+            let mut io = Io::boxed();
+            io.set(tag, if tag % 2 == 0 { Op::Write } else { Op::Read }, IoFlags::NONE, Lba(tag), 1);
+            io.data.push(filled(512, 5));
+            bench.channel.submit(io, Tick::ZERO).unwrap();
+        }
+        let mut tags: Vec<_> = bench.finish(300).iter().map(|io| (io.tag, io.status)).collect();
+        tags.sort_by_key(|(tag, _)| *tag);
+        assert_eq!(tags, (0..300).map(|tag| (tag, IoStatus::Success)).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_file_serves_one_writer_only() {
+    let file = TempFile::new("locked");
+    let first = Uring::new(options(&file.0, Engine::IoUring, 512)).unwrap();
+    let error = Uring::new(options(&file.0, Engine::Threads, 512)).unwrap_err();
+    assert!(
+        matches!(&error, BdevError::Os { source, .. } if source.to_string().contains("locked")),
+        "{error}"
+    );
+    drop(first);
+    Uring::new(options(&file.0, Engine::Threads, 512)).unwrap();
+}

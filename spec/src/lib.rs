@@ -19,6 +19,8 @@
 #[macro_use]
 mod wire;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod nvme;
 pub mod nvme_tcp;
 pub mod nvmf;

@@ -29,6 +29,8 @@ mod digest;
 pub mod error;
 #[cfg(test)]
 mod fake_target;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod payload;
 pub mod qpair;
 

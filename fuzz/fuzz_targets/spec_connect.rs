@@ -1,0 +1,4 @@
+//! Connect data and NQNs.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| penstock_spec::fuzzing::connect(bytes));

@@ -18,7 +18,7 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// From SIGTERM to the end.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
-/// `penstockd`, killed with the value. Its directory outlives restarts.
+/// `penstockd`, killed with the value. Its directory outlives restarts, and what was configured with it.
 #[derive(Debug)]
 pub struct Daemon {
     process: Process,
@@ -115,6 +115,7 @@ fn spawn(scratch: &Scratch, reactors: u32) -> Result<Process> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(scratch.join("log"))?;
     let mut command = Process::command(paths::program("penstockd")?)?;
     command.arg("--socket").arg(scratch.join("penstock.sock"));
+    command.arg("--state").arg(scratch.join("state.json"));
     command.args(["--reactors", &reactors.to_string()]);
     command.current_dir(scratch.path()).stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
     Process::start(command, "penstockd")

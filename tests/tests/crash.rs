@@ -69,7 +69,7 @@ fn what_was_acknowledged_before_a_kill_is_there_after_it() -> Result<()> {
             anyhow::Ok(writer.join().unwrap())
         })?;
         ensure!(acknowledged > 100, "only {acknowledged} writes were acknowledged in round {round}");
-        target.restart()?;
+        target.daemon().restart()?;
         let mut host = Host::connect(target.port(), target.nqn())?;
         for (lba, written) in &mut blocks {
             let (found, _) = host.io.read(1, *lba, 1, 4096)?;
@@ -109,7 +109,7 @@ fn a_host_sees_a_pause_and_no_error(kernel: Kernel) -> Result<()> {
             let state = guest.run("cat /sys/class/nvme/nvme*/state")?;
             Ok((state.trim() == "connecting").then_some(()))
         })?;
-        target.restart()?;
+        target.daemon().restart()?;
     }
     let report = guest.finish(fio, Duration::from_secs(240))?;
     ensure!(report.contains("err= 0"), "fio ended with an error:\n{report}");

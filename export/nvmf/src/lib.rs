@@ -16,6 +16,8 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod controller;
+pub mod discovery;
 pub mod io_cmd;
 pub mod status;
 pub mod tcp;

@@ -1,0 +1,89 @@
+//! What a controller supports, as one table for the dispatcher and for the log pages that tell of it.
+
+use penstock_spec::nvme::log::Lid;
+use penstock_spec::nvme::log::support::{
+    CommandEffects, CommandsSupportedLog, FeatureEffects, FeaturesSupportedLog, LogSupport, SupportedLogPages,
+};
+use penstock_spec::nvme::{AdminOpcode, NvmOpcode};
+use zerocopy::little_endian::U32;
+
+use super::feature::FEATURES;
+use crate::io_cmd;
+
+/// Admin commands of I/O controllers, and whether discovery controllers have them too.
+const ADMIN: &[(AdminOpcode, bool)] = &[
+    (AdminOpcode::GET_LOG_PAGE, true),
+    (AdminOpcode::IDENTIFY, true),
+    (AdminOpcode::ABORT, true),
+    (AdminOpcode::SET_FEATURES, true),
+    (AdminOpcode::GET_FEATURES, true),
+    (AdminOpcode::ASYNC_EVENT_REQUEST, true),
+    (AdminOpcode::KEEP_ALIVE, true),
+];
+
+/// Log pages: of I/O controllers, of discovery controllers.
+const LOGS: &[(Lid, bool, bool)] = &[
+    (Lid::SUPPORTED_LOG_PAGES, true, true),
+    (Lid::ERROR_INFORMATION, true, true),
+    (Lid::SMART_HEALTH, true, false),
+    (Lid::FIRMWARE_SLOT, true, false),
+    (Lid::CHANGED_NS_LIST, true, false),
+    (Lid::COMMANDS_SUPPORTED, true, false),
+    (Lid::FEATURES_SUPPORTED, true, true),
+    (Lid::NVME_MI_COMMANDS_SUPPORTED, true, false),
+    (Lid::DISCOVERY, false, true),
+];
+
+/// FSP bit 1: the feature belongs to the controller; bit 0: to a namespace.
+const SCOPE_CONTROLLER: u16 = 1 << 1;
+const SCOPE_NAMESPACE: u16 = 1;
+
+pub(super) fn admin_supported(opcode: AdminOpcode, discovery: bool) -> bool {
+    ADMIN.iter().any(|(known, both)| *known == opcode && (*both || !discovery))
+}
+
+pub(super) fn log_supported(lid: Lid, discovery: bool) -> bool {
+    LOGS.iter().any(|(known, io, disc)| *known == lid && if discovery { *disc } else { *io })
+}
+
+/// LID 00h.
+pub(super) fn supported_log_pages(discovery: bool) -> SupportedLogPages {
+    let mut page = SupportedLogPages::default();
+    for (lid, entry) in (0..=u8::MAX).zip(page.lids.iter_mut()) {
+        *entry = U32::new(LogSupport(0).with_lsupp(log_supported(Lid(lid), discovery)).0);
+    }
+    page
+}
+
+/// LID 05h.
+pub(super) fn commands_supported(discovery: bool) -> CommandsSupportedLog {
+    let mut page = CommandsSupportedLog::default();
+    let supported = CommandEffects(0).with_csupp(true);
+    for (opcode, entry) in (0..=u8::MAX).zip(page.acs.iter_mut()) {
+        if admin_supported(AdminOpcode(opcode), discovery) {
+            *entry = U32::new(supported.0);
+        }
+    }
+    for (opcode, entry) in (0..=u8::MAX).zip(page.iocs.iter_mut()) {
+        let opcode = NvmOpcode(opcode);
+        if discovery || !io_cmd::is_supported(opcode) {
+            continue;
+        }
+        let changes =
+            matches!(opcode, NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES | NvmOpcode::DATASET_MANAGEMENT);
+        *entry = U32::new(supported.with_lbcc(changes).0);
+    }
+    page
+}
+
+/// LID 12h.
+pub(super) fn features_supported(discovery: bool) -> FeaturesSupportedLog {
+    let mut page = FeaturesSupportedLog::default();
+    for feature in FEATURES.iter().filter(|feature| feature.discovery || !discovery) {
+        let scope = if feature.ns_specific { SCOPE_NAMESPACE } else { SCOPE_CONTROLLER };
+        if let Some(entry) = page.fids.get_mut(usize::from(feature.fid.0)) {
+            *entry = U32::new(FeatureEffects(0).with_fsupp(true).with_fsp(scope).0);
+        }
+    }
+    page
+}

@@ -1,0 +1,121 @@
+//! What a controller shares with its I/O queues on other reactors: atomics only.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::transport_options::IO_QPAIRS_MAX;
+
+/// Bits for queue identifiers 1..=[`IO_QPAIRS_MAX`]; bit 0 stands for the admin queue and is never set.
+const WORDS: usize = IO_QPAIRS_MAX as usize / 64 + 1;
+
+/// State of one controller that its I/O queues look at.
+#[derive(Debug)]
+pub struct CtrlShared {
+    cntlid: u16,
+    alive: AtomicBool,
+    ready: AtomicBool,
+    traffic: AtomicBool,
+    queues: [AtomicU64; WORDS],
+}
+
+impl CtrlShared {
+    /// A controller that lives and is not enabled.
+    #[must_use]
+    pub fn new(cntlid: u16) -> Self {
+        Self {
+            cntlid,
+            alive: AtomicBool::new(true),
+            ready: AtomicBool::new(false),
+            traffic: AtomicBool::new(false),
+            queues: [const { AtomicU64::new(0) }; WORDS],
+        }
+    }
+
+    /// The controller's identifier.
+    #[must_use]
+    pub fn cntlid(&self) -> u16 {
+        self.cntlid
+    }
+
+    /// Whether the association exists; once false, for ever, and every connection of it is to be closed.
+    #[inline]
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
+    }
+
+    /// Ends the association.
+    pub fn kill(&self) {
+        self.ready.store(false, Ordering::Release);
+        self.alive.store(false, Ordering::Release);
+    }
+
+    /// CC.EN, CSTS.RDY, and no shutdown: I/O queues may be connected and used.
+    #[inline]
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready && self.is_alive(), Ordering::Release);
+    }
+
+    /// Says that a command has come; once per poll turn is enough.
+    #[inline]
+    pub fn note_traffic(&self) {
+        if !self.traffic.load(Ordering::Relaxed) {
+            self.traffic.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a command has come since the last call.
+    pub(super) fn take_traffic(&self) -> bool {
+        self.traffic.swap(false, Ordering::Relaxed)
+    }
+
+    /// Takes an I/O queue identifier; false where it is 0, too large, or connected already.
+    #[must_use]
+    pub fn claim_queue(&self, qid: u16) -> bool {
+        let Some((word, bit)) = self.place(qid) else { return false };
+        word.fetch_or(bit, Ordering::AcqRel) & bit == 0
+    }
+
+    /// Gives an I/O queue identifier back, once its connection is closed and none of its commands is under way.
+    pub fn release_queue(&self, qid: u16) {
+        if let Some((word, bit)) = self.place(qid) {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    /// I/O queues that are connected.
+    #[must_use]
+    pub fn queues(&self) -> u32 {
+        self.queues.iter().map(|word| word.load(Ordering::Acquire).count_ones()).sum()
+    }
+
+    fn place(&self, qid: u16) -> Option<(&AtomicU64, u64)> {
+        if qid == 0 || qid > IO_QPAIRS_MAX {
+            return None;
+        }
+        let word = self.queues.get(usize::from(qid / 64))?;
+        Some((word, 1 << (qid % 64)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_identifier_is_taken_once() {
+        let shared = CtrlShared::new(1);
+        for qid in 1..=IO_QPAIRS_MAX {
+            assert!(shared.claim_queue(qid));
+            assert!(!shared.claim_queue(qid));
+        }
+        assert!(!shared.claim_queue(0) && !shared.claim_queue(IO_QPAIRS_MAX + 1));
+        assert_eq!(shared.queues(), u32::from(IO_QPAIRS_MAX));
+        shared.release_queue(IO_QPAIRS_MAX);
+        assert!(shared.claim_queue(IO_QPAIRS_MAX));
+    }
+}

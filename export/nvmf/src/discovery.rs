@@ -1,0 +1,158 @@
+//! The discovery log page: what one host can reach (Base 5.2.13.3.1).
+//!
+//! Only subsystems that allow the host are in it. A listener at "any address" is shown with the address at which the
+//! host has reached the discovery service. The generation counter is the target's: it grows with every visible change.
+
+use std::net::{IpAddr, SocketAddr};
+
+use penstock_spec::nvmf::Nqn;
+use penstock_spec::nvmf::connect::CNTLID_DYNAMIC;
+use penstock_spec::nvmf::discovery::{
+    AdrFam, DiscoveryLogEntry, DiscoveryLogHdr, EFlags, SecType, SubType, TReq, TrType,
+};
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U16, U64};
+
+use crate::config::{DiscoveryConfig, ListenerConfig};
+
+/// TREQ.SC: a secure channel is not required, there is none.
+const SECURE_CHANNEL_NOT_REQUIRED: u8 = 2;
+
+/// The entries for `host`, whose discovery connection ends at `local`.
+#[must_use]
+pub fn entries(config: &DiscoveryConfig, host: &Nqn, local: SocketAddr) -> Vec<DiscoveryLogEntry> {
+    let asqsz = config.admin_queue_entries;
+    let mut list = Vec::new();
+    // The service itself: where it has listeners of its own, or else where the host has found it.
+    let own = EFlags(0).with_dupretinfo(true).with_epcsd(true);
+    let here = ListenerConfig { portid: 0, trtype: TrType::TCP, addr: local };
+    let own_listeners =
+        if config.listeners.is_empty() { std::slice::from_ref(&here) } else { &config.listeners };
+    for listener in own_listeners {
+        let nqn = Nqn::discovery();
+        list.push(entry(listener, &nqn, SubType::CURRENT_DISCOVERY, own, asqsz, local));
+    }
+    for subsystem in config.subsystems.iter().filter(|subsystem| subsystem.allows(host)) {
+        for listener in &subsystem.listeners {
+            list.push(entry(listener, &subsystem.nqn, SubType::NVM, EFlags(0), asqsz, local));
+        }
+    }
+    list
+}
+
+/// The log page: header and entries.
+#[must_use]
+pub fn log_page(config: &DiscoveryConfig, host: &Nqn, local: SocketAddr) -> Vec<u8> {
+    let entries = entries(config, host, local);
+    let mut header = DiscoveryLogHdr::default();
+    header.genctr = U64::new(config.genctr);
+    header.numrec = U64::new(u64::try_from(entries.len()).unwrap_or(0));
+
+    let mut page = header.as_bytes().to_vec();
+    page.extend_from_slice(entries.as_bytes());
+    page
+}
+
+fn entry(
+    listener: &ListenerConfig,
+    nqn: &Nqn,
+    subtype: SubType,
+    eflags: EFlags,
+    asqsz: u16,
+    local: SocketAddr,
+) -> DiscoveryLogEntry {
+    let ip = shown_address(listener.addr.ip(), local.ip());
+    let mut entry = DiscoveryLogEntry::default();
+    entry.trtype = listener.trtype;
+    entry.adrfam = if ip.is_ipv4() { AdrFam::IPV4 } else { AdrFam::IPV6 };
+    entry.subtype = subtype;
+    entry.treq = TReq(0).with_secure_channel(SECURE_CHANNEL_NOT_REQUIRED).0;
+    entry.portid = U16::new(listener.portid);
+    entry.cntlid = U16::new(CNTLID_DYNAMIC);
+    entry.asqsz = U16::new(asqsz);
+    entry.eflags = U16::new(eflags.0);
+    entry.subnqn = nqn.to_field();
+
+    if let Some(sectype) = entry.tsas.first_mut() {
+        *sectype = SecType::NONE.0;
+    }
+    // Both fit: an address has at most 45 characters, a port 5.
+    let fits = entry.set_traddr(&ip.to_string()) && entry.set_trsvcid(&listener.addr.port().to_string());
+    debug_assert!(fits, "an address fits into TRADDR");
+    entry
+}
+
+/// An unspecified address is of no use to a host: the one that it has come by is.
+fn shown_address(listens_on: IpAddr, local: IpAddr) -> IpAddr {
+    let local = local.to_canonical();
+    match listens_on {
+        IpAddr::V4(ip) if ip.is_unspecified() && local.is_ipv4() => local,
+        // A socket on the IPv6 any-address takes IPv4 connections too.
+        IpAddr::V6(ip) if ip.is_unspecified() => local,
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::{HostConfig, SubsystemConfig, SubsystemKind};
+    use zerocopy::FromBytes;
+
+    fn nqn(name: &str) -> Nqn {
+        format!("nqn.2026-11.io.penstock:{name}").parse().unwrap()
+    }
+
+    fn listener(portid: u16, addr: &str) -> ListenerConfig {
+        ListenerConfig { portid, trtype: TrType::TCP, addr: addr.parse().unwrap() }
+    }
+
+    fn config() -> DiscoveryConfig {
+        let mut open = SubsystemConfig::new(nqn("open"), SubsystemKind::Nvm);
+        open.allow_any_host = true;
+        open.listeners = vec![listener(1, "0.0.0.0:4420"), listener(2, "[fd00::1]:4421")];
+        let mut closed = SubsystemConfig::new(nqn("closed"), SubsystemKind::Nvm);
+        closed.hosts.insert(nqn("friend"), HostConfig { nqn: nqn("friend") });
+        closed.listeners = vec![listener(1, "0.0.0.0:4420")];
+        let subsystems = vec![Arc::new(open), Arc::new(closed)];
+        DiscoveryConfig { genctr: 7, subsystems, listeners: Vec::new(), admin_queue_entries: 128 }
+    }
+
+    #[test]
+    fn a_host_sees_what_it_is_allowed_to_and_where_it_can_reach_it() {
+        let local = "192.0.2.9:4420".parse().unwrap();
+        let names = |host: &str| {
+            let list = entries(&config(), &nqn(host), local);
+            list.iter()
+                .map(|e| (e.subsystem().unwrap().to_string(), e.traddr().unwrap().to_owned()))
+                .collect::<Vec<_>>()
+        };
+        let stranger = names("stranger");
+        assert_eq!(stranger.len(), 3);
+        assert_eq!(stranger[0], (Nqn::discovery().to_string(), "192.0.2.9".to_owned()));
+        assert_eq!(stranger[1], (nqn("open").to_string(), "192.0.2.9".to_owned()));
+        assert_eq!(stranger[2], (nqn("open").to_string(), "fd00::1".to_owned()));
+        assert_eq!(names("friend").len(), 4);
+    }
+
+    #[test]
+    fn the_page_has_a_header_and_entries_as_the_standard_lays_them_out() {
+        let page = log_page(&config(), &nqn("stranger"), "127.0.0.1:8009".parse().unwrap());
+        assert_eq!(page.len(), 4 * 1024);
+        let header = DiscoveryLogHdr::ref_from_bytes(&page[..1024]).unwrap();
+        assert_eq!((header.genctr.get(), header.numrec.get(), header.recfmt.get()), (7, 3, 0));
+        let own = DiscoveryLogEntry::ref_from_bytes(&page[1024..2048]).unwrap();
+        assert_eq!(
+            (own.subtype, own.eflags.get(), own.trsvcid()),
+            (SubType::CURRENT_DISCOVERY, 3, Some("8009"))
+        );
+        let first = DiscoveryLogEntry::ref_from_bytes(&page[2048..3072]).unwrap();
+        assert_eq!((first.trtype, first.adrfam, first.subtype), (TrType::TCP, AdrFam::IPV4, SubType::NVM));
+        assert_eq!((first.cntlid.get(), first.asqsz.get(), first.portid.get()), (0xffff, 128, 1));
+        assert_eq!((first.treq, first.tsas[0], first.eflags.get()), (2, 0, 0));
+        let second = DiscoveryLogEntry::ref_from_bytes(&page[3072..]).unwrap();
+        assert_eq!(second.adrfam, AdrFam::IPV6);
+    }
+}

@@ -23,7 +23,6 @@ mod log;
 mod property;
 mod shared;
 
-
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;

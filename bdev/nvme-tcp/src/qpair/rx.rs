@@ -95,6 +95,9 @@ impl<B: Payload> Qpair<B> {
     /// there first, into its own buffer second, and reports the first part by [`Self::rx_received`].
     pub fn rx_target(&mut self) -> Option<&mut [u8]> {
         let Step::Data { left } = self.rx.step else { return None };
+        if matches!(self.state, QpairState::Closed(_)) {
+            return None;
+        }
         let off = self.rx.off;
         let payload = self.slots.get_mut(self.rx.slot)?.payload.as_mut()?;
         let chunk = payload.chunk_mut(off);
@@ -107,6 +110,9 @@ impl<B: Payload> Qpair<B> {
     /// # Errors
     /// As [`Self::recv`].
     pub fn rx_received(&mut self, n: usize) -> Result<(), QpairError> {
+        if matches!(self.state, QpairState::Closed(_)) {
+            return Err(QpairError::Closed);
+        }
         let Step::Data { left } = self.rx.step else { return Ok(()) };
         assert!(n <= left, "{n} bytes received directly where {left} were asked for");
         if self.rx.ddgst {

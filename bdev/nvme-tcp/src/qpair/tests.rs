@@ -322,6 +322,23 @@ fn a_payload_is_kept_until_it_is_out_of_the_transmit_queue() {
     assert!(qpair.poll().unwrap().status().is(Status::WRITE_FAULT));
 }
 
+/// A driver may learn of bytes in the direct target after it has closed the queue pair and taken the
+/// commands back: they must not complete a second time.
+#[test]
+fn bytes_received_directly_after_the_end_complete_nothing() {
+    let (mut qpair, mut target) = live(config(), Choices { success: true, ..Choices::default() });
+    qpair.submit(command::read(1, 0, 1), Transfer::Read(512), 0, Some(Pieces(vec![0; 512]))).unwrap();
+    let pending: Vec<u8> = qpair.tx_slices().flatten().copied().collect();
+    target.feed(&pending);
+    qpair.recv(&target.output[..24]).unwrap();
+    assert_eq!(qpair.rx_target().map(|place| place.len()), Some(512));
+    qpair.close();
+    assert!(qpair.abandon().is_some_and(|done| done.status().is(Status::ABORTED_BY_HOST)));
+    assert!(qpair.rx_target().is_none());
+    assert_eq!(qpair.rx_received(512), Err(QpairError::Closed));
+    assert!(qpair.abandon().is_none());
+}
+
 #[test]
 fn a_refused_connect_and_a_term_req_say_why() {
     let choices = Choices { connect_status: Status::CONNECT_INVALID_HOST, ..Choices::default() };

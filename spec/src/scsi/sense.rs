@@ -1,0 +1,181 @@
+//! Status and sense data (SAM-5 5.3, SPC-4 4.5).
+
+use zerocopy::big_endian::{U16, U32, U64};
+
+codes! {
+    /// Status of a command (SAM-5 5.3.1).
+    pub struct Status(u8) {
+        GOOD = 0x00, "GOOD";
+        CHECK_CONDITION = 0x02, "CHECK CONDITION";
+        CONDITION_MET = 0x04, "CONDITION MET";
+        BUSY = 0x08, "BUSY";
+        RESERVATION_CONFLICT = 0x18, "RESERVATION CONFLICT";
+        TASK_SET_FULL = 0x28, "TASK SET FULL";
+        ACA_ACTIVE = 0x30, "ACA ACTIVE";
+        TASK_ABORTED = 0x40, "TASK ABORTED";
+    }
+}
+
+codes! {
+    /// SENSE KEY (SPC-4 4.5.6).
+    pub struct SenseKey(u8) {
+        NO_SENSE = 0x0, "NO SENSE";
+        RECOVERED_ERROR = 0x1, "RECOVERED ERROR";
+        NOT_READY = 0x2, "NOT READY";
+        MEDIUM_ERROR = 0x3, "MEDIUM ERROR";
+        HARDWARE_ERROR = 0x4, "HARDWARE ERROR";
+        ILLEGAL_REQUEST = 0x5, "ILLEGAL REQUEST";
+        UNIT_ATTENTION = 0x6, "UNIT ATTENTION";
+        DATA_PROTECT = 0x7, "DATA PROTECT";
+        BLANK_CHECK = 0x8, "BLANK CHECK";
+        COPY_ABORTED = 0xa, "COPY ABORTED";
+        ABORTED_COMMAND = 0xb, "ABORTED COMMAND";
+        MISCOMPARE = 0xe, "MISCOMPARE";
+    }
+}
+
+codes! {
+    /// ADDITIONAL SENSE CODE (high byte) and ADDITIONAL SENSE CODE QUALIFIER (low byte) (SPC-4 annex F.2).
+    pub struct Asc(u16) {
+        NONE = 0x0000, "NO ADDITIONAL SENSE INFORMATION";
+        ALUA_TRANSITION = 0x040a, "LOGICAL UNIT NOT ACCESSIBLE, ASYMMETRIC ACCESS STATE TRANSITION";
+        ALUA_STANDBY = 0x040b, "LOGICAL UNIT NOT ACCESSIBLE, TARGET PORT IN STANDBY STATE";
+        ALUA_UNAVAILABLE = 0x040c, "LOGICAL UNIT NOT ACCESSIBLE, TARGET PORT IN UNAVAILABLE STATE";
+        ALUA_OFFLINE = 0x0412, "LOGICAL UNIT NOT READY, OFFLINE";
+        BECOMING_READY = 0x0401, "LOGICAL UNIT IS IN PROCESS OF BECOMING READY";
+        STOPPED = 0x0402, "LOGICAL UNIT NOT READY, INITIALIZING COMMAND REQUIRED";
+        SANITIZE_IN_PROGRESS = 0x041b, "LOGICAL UNIT NOT READY, SANITIZE IN PROGRESS";
+        UNREACHABLE_COPY_TARGET = 0x0804, "UNREACHABLE COPY TARGET";
+        WRITE_ERROR = 0x0c00, "WRITE ERROR";
+        COPY_TARGET_NOT_REACHABLE = 0x0d02, "COPY TARGET DEVICE NOT REACHABLE";
+        INVALID_FIELD_IN_INFORMATION_UNIT = 0x0e03, "INVALID FIELD IN COMMAND INFORMATION UNIT";
+        UNRECOVERED_READ_ERROR = 0x1100, "UNRECOVERED READ ERROR";
+        LBA_MARKED_BAD = 0x1114, "READ ERROR - LBA MARKED BAD BY APPLICATION CLIENT";
+        PARAMETER_LIST_LENGTH_ERROR = 0x1a00, "PARAMETER LIST LENGTH ERROR";
+        MISCOMPARE_DURING_VERIFY = 0x1d00, "MISCOMPARE DURING VERIFY OPERATION";
+        INVALID_OPCODE = 0x2000, "INVALID COMMAND OPERATION CODE";
+        LBA_OUT_OF_RANGE = 0x2100, "LOGICAL BLOCK ADDRESS OUT OF RANGE";
+        INVALID_TOKEN_SOURCE = 0x2300, "INVALID TOKEN OPERATION, CAUSE NOT REPORTABLE";
+        TOKEN_UNSUPPORTED_TYPE = 0x2301, "INVALID TOKEN OPERATION, UNSUPPORTED TOKEN TYPE";
+        TOKEN_UNKNOWN = 0x2304, "INVALID TOKEN OPERATION, TOKEN UNKNOWN";
+        TOKEN_CORRUPT = 0x2305, "INVALID TOKEN OPERATION, TOKEN CORRUPT";
+        TOKEN_EXPIRED = 0x2307, "INVALID TOKEN OPERATION, TOKEN EXPIRED";
+        TOKEN_LENGTH = 0x230a, "INVALID TOKEN OPERATION, INVALID TOKEN LENGTH";
+        INVALID_FIELD_IN_CDB = 0x2400, "INVALID FIELD IN CDB";
+        LU_NOT_SUPPORTED = 0x2500, "LOGICAL UNIT NOT SUPPORTED";
+        INVALID_FIELD_IN_PARAMETER_LIST = 0x2600, "INVALID FIELD IN PARAMETER LIST";
+        PARAMETER_VALUE_INVALID = 0x2602, "PARAMETER VALUE INVALID";
+        INVALID_RELEASE = 0x2604, "INVALID RELEASE OF PERSISTENT RESERVATION";
+        TOO_MANY_TARGET_DESCRIPTORS = 0x2606, "TOO MANY TARGET DESCRIPTORS";
+        UNSUPPORTED_TARGET_DESCRIPTOR = 0x2607, "UNSUPPORTED TARGET DESCRIPTOR TYPE CODE";
+        TOO_MANY_SEGMENT_DESCRIPTORS = 0x2608, "TOO MANY SEGMENT DESCRIPTORS";
+        UNSUPPORTED_SEGMENT_DESCRIPTOR = 0x2609, "UNSUPPORTED SEGMENT DESCRIPTOR TYPE CODE";
+        WRITE_PROTECTED = 0x2700, "WRITE PROTECTED";
+        SOFTWARE_WRITE_PROTECTED = 0x2702, "LOGICAL UNIT SOFTWARE WRITE PROTECTED";
+        SPACE_ALLOCATION_FAILED = 0x2707, "SPACE ALLOCATION FAILED WRITE PROTECT";
+        NOT_READY_TO_READY = 0x2800, "NOT READY TO READY CHANGE, MEDIUM MAY HAVE CHANGED";
+        POWER_ON_OR_RESET = 0x2900, "POWER ON, RESET, OR BUS DEVICE RESET OCCURRED";
+        NEXUS_LOSS = 0x2907, "I_T NEXUS LOSS OCCURRED";
+        MODE_PARAMETERS_CHANGED = 0x2a01, "MODE PARAMETERS CHANGED";
+        RESERVATIONS_PREEMPTED = 0x2a03, "RESERVATIONS PREEMPTED";
+        RESERVATIONS_RELEASED = 0x2a04, "RESERVATIONS RELEASED";
+        REGISTRATIONS_PREEMPTED = 0x2a05, "REGISTRATIONS PREEMPTED";
+        ALUA_STATE_CHANGED = 0x2a06, "ASYMMETRIC ACCESS STATE CHANGED";
+        CAPACITY_CHANGED = 0x2a09, "CAPACITY DATA HAS CHANGED";
+        COMMAND_SEQUENCE_ERROR = 0x2c00, "COMMAND SEQUENCE ERROR";
+        COMMANDS_CLEARED = 0x2f00, "COMMANDS CLEARED BY ANOTHER INITIATOR";
+        SOFT_THRESHOLD_REACHED = 0x3807, "THIN PROVISIONING SOFT THRESHOLD REACHED";
+        SAVING_NOT_SUPPORTED = 0x3900, "SAVING PARAMETERS NOT SUPPORTED";
+        MEDIUM_NOT_PRESENT = 0x3a00, "MEDIUM NOT PRESENT";
+        INQUIRY_DATA_CHANGED = 0x3f03, "INQUIRY DATA HAS CHANGED";
+        LUNS_CHANGED = 0x3f0e, "REPORTED LUNS DATA HAS CHANGED";
+        INTERNAL_TARGET_FAILURE = 0x4400, "INTERNAL TARGET FAILURE";
+        COMMAND_TIMEOUT = 0x2e02, "COMMAND TIMEOUT BEFORE PROCESSING";
+        LOAD_OR_EJECT_FAILED = 0x5300, "MEDIA LOAD OR EJECT FAILED";
+        MEDIUM_REMOVAL_PREVENTED = 0x5302, "MEDIUM REMOVAL PREVENTED";
+        INSUFFICIENT_REGISTRATION_RESOURCES = 0x5504, "INSUFFICIENT REGISTRATION RESOURCES";
+        INSUFFICIENT_RESOURCES = 0x5503, "INSUFFICIENT RESOURCES";
+        SET_TPG_FAILED = 0x670a, "SET TARGET PORT GROUPS COMMAND FAILED";
+    }
+}
+
+/// RESPONSE CODE of current information in fixed format.
+pub const RESPONSE_FIXED_CURRENT: u8 = 0x70;
+/// RESPONSE CODE of current information in descriptor format.
+pub const RESPONSE_DESCRIPTOR_CURRENT: u8 = 0x72;
+
+wire! {
+    /// Fixed format sense data (SPC-4 4.5.3).
+    pub struct FixedSense[18] {
+        /// VALID (bit 7): INFORMATION is as the command's standard says; RESPONSE CODE.
+        pub response_code @ 0: u8,
+        obsolete1 @ 1: u8,
+        /// FILEMARK, EOM, ILI, SDAT_OVFL (bits 7:4), SENSE KEY.
+        pub sense_key @ 2: u8,
+        /// INFORMATION.
+        pub information @ 3: U32,
+        /// ADDITIONAL SENSE LENGTH: bytes that follow this one.
+        pub additional_len @ 7: u8,
+        /// COMMAND-SPECIFIC INFORMATION.
+        pub command_specific @ 8: U32,
+        /// ADDITIONAL SENSE CODE and its qualifier.
+        pub asc @ 12: U16,
+        /// FIELD REPLACEABLE UNIT CODE.
+        pub fru @ 14: u8,
+        /// SKSV (bit 7) and SENSE KEY SPECIFIC, first byte.
+        pub sks @ 15: u8,
+        /// SENSE KEY SPECIFIC, second and third byte: FIELD POINTER or PROGRESS INDICATION.
+        pub sks_value @ 16: U16,
+    }
+}
+
+wire! {
+    /// Head of descriptor format sense data (SPC-4 4.5.2.1).
+    pub struct DescriptorSense[8] {
+        /// RESPONSE CODE.
+        pub response_code @ 0: u8,
+        /// SENSE KEY.
+        pub sense_key @ 1: u8,
+        /// ADDITIONAL SENSE CODE and its qualifier.
+        pub asc @ 2: U16,
+        rsvd4 @ 4: [u8; 3],
+        /// ADDITIONAL SENSE LENGTH: bytes that follow this one.
+        pub additional_len @ 7: u8,
+    }
+}
+
+wire! {
+    /// Information sense data descriptor (SPC-4 4.5.2.2).
+    pub struct InformationDescriptor[12] {
+        /// DESCRIPTOR TYPE 00h.
+        pub descriptor_type @ 0: u8,
+        /// ADDITIONAL LENGTH 0Ah.
+        pub additional_len @ 1: u8,
+        /// VALID (bit 7).
+        pub valid @ 2: u8,
+        rsvd3 @ 3: u8,
+        /// INFORMATION.
+        pub information @ 4: U64,
+    }
+}
+
+wire! {
+    /// Sense key specific sense data descriptor (SPC-4 4.5.2.4).
+    pub struct KeySpecificDescriptor[8] {
+        /// DESCRIPTOR TYPE 02h.
+        pub descriptor_type @ 0: u8,
+        /// ADDITIONAL LENGTH 06h.
+        pub additional_len @ 1: u8,
+        rsvd2 @ 2: [u8; 2],
+        /// SKSV (bit 7) and SENSE KEY SPECIFIC, first byte.
+        pub sks @ 4: u8,
+        /// SENSE KEY SPECIFIC, second and third byte.
+        pub sks_value @ 5: U16,
+        rsvd7 @ 7: u8,
+    }
+}
+
+/// SKSV: the sense key specific bytes are valid.
+pub const SKSV: u8 = 0x80;
+/// C/D: the field pointer is into the CDB, not into the parameter data.
+pub const SKS_CD: u8 = 0x40;

@@ -23,6 +23,7 @@ mod stat;
 
 pub mod malloc;
 pub mod null;
+pub mod reservation;
 pub mod rpc;
 pub mod uring;
 

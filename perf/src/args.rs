@@ -42,6 +42,9 @@ pub struct Args {
     /// Seed of the load.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Write everything once before the warm-up, so that nothing is measured that was never written.
+    #[arg(long)]
+    pub prefill: bool,
     /// Mark what is written, check what is read, and read everything back at the end.
     #[arg(long)]
     pub verify: bool,

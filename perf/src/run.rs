@@ -88,6 +88,7 @@ fn plan(
         blocks_per_io: u32::try_from(args.bs / u64::from(block_bytes))?,
         bytes_per_io: args.bs,
         queue_depth: args.qd,
+        prefill: args.prefill,
         warm_up_ns: nanoseconds(args.warm_up()),
         measured_ns: nanoseconds(args.measured()),
         ios_max: args.ios.unwrap_or(u64::MAX),

@@ -72,6 +72,8 @@ pub struct Task {
     pub bytes_per_io: u64,
     /// I/Os in flight.
     pub queue_depth: u32,
+    /// Write every piece once before the warm-up.
+    pub prefill: bool,
     /// Nanoseconds before measuring.
     pub warm_up_ns: u64,
     /// Nanoseconds to measure.
@@ -88,6 +90,8 @@ pub struct Task {
 enum Phase {
     /// Nothing submitted yet.
     Start,
+    /// Writing everything once, from this piece on.
+    Prefill { next: u64 },
     /// Running, not counted until that time.
     WarmUp { until: Tick },
     /// Running and counted.
@@ -148,7 +152,11 @@ impl<D: Device> Worker<D> {
     fn change_phase(&mut self, now: Tick) {
         let stop = self.task.progress.stop.load(Ordering::Relaxed);
         match self.phase {
-            Phase::Start => self.phase = Phase::WarmUp { until: now.plus_ns(self.task.warm_up_ns) },
+            Phase::Start if self.task.prefill => self.phase = Phase::Prefill { next: self.first_slot },
+            Phase::Prefill { next } if (next < self.end_slot || self.in_flight > 0) && !stop => {}
+            Phase::Start | Phase::Prefill { .. } => {
+                self.phase = Phase::WarmUp { until: now.plus_ns(self.task.warm_up_ns) };
+            }
             Phase::WarmUp { until } if now >= until || stop => {
                 self.phase = Phase::Measure { since: now, until: now.plus_ns(self.task.measured_ns) };
             }
@@ -235,14 +243,16 @@ impl<D: Device> Worker<D> {
 
     /// What to do next, if anything may be done now.
     fn next_step(&mut self) -> Option<(bool, u64)> {
-        if let Phase::ReadBack { next } = &mut self.phase {
+        if let Phase::ReadBack { next } | Phase::Prefill { next } = &mut self.phase {
             let slot = *next;
             if slot >= self.end_slot {
                 return None;
             }
             *next += 1;
-            self.task.verifier.as_mut()?.claim(slot);
-            return Some((true, slot));
+            if let Some(verifier) = &mut self.task.verifier {
+                verifier.claim(slot);
+            }
+            return Some((matches!(self.phase, Phase::ReadBack { .. }), slot));
         }
         if !matches!(self.phase, Phase::WarmUp { .. } | Phase::Measure { .. }) {
             return None;

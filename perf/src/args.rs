@@ -69,6 +69,7 @@ const AFTER_HELP: &str = "\
 TARGETS:
   null                                   a bdev that stores nothing (1 TiB)
   malloc[:SIZE]                          a bdev in memory (default 256M)
+  file:PATH                              a file or block device, through io_uring
   nvme-tcp://HOST:PORT/NQN[?nsid=N]      an NVMe/TCP target, through penstock's own initiator
 
 EXAMPLES:

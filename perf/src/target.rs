@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use penstock_bdev::malloc::{Malloc, MallocOptions};
 use penstock_bdev::null::Null;
+use penstock_bdev::uring::{Uring, UringOptions};
 use penstock_bdev::{Bdev, Descriptor, OpenMode};
 use penstock_nvme_tcp::QpairConfig;
 use penstock_nvme_tcp::blocking::BlockingController;
@@ -57,6 +58,7 @@ impl Target {
         let bdev: Arc<dyn Bdev> = match kind {
             "null" if rest.is_empty() => Null::new("null0", Uuid::from_u128(1), NULL_BLOCKS, BLOCK_BYTES)?,
             "malloc" => open_malloc(rest)?,
+            "file" => open_file(rest)?,
             _ => bail!("unknown target {}: --help lists them", args.target),
         };
         Ok(Self::Bdev(Descriptor::unregistered(bdev, OpenMode::ReadWrite)))
@@ -126,6 +128,12 @@ impl RemoteTarget {
     pub fn close(self) -> anyhow::Result<()> {
         Ok(self.controller.shut_down()?)
     }
+}
+
+fn open_file(path: &str) -> anyhow::Result<Arc<Uring>> {
+    let options = serde_json::json!({ "name": "file0", "filename": path });
+    let options: UringOptions = serde_json::from_value(options)?;
+    Ok(Uring::new(options)?)
 }
 
 fn open_malloc(size: &str) -> anyhow::Result<Arc<Malloc>> {

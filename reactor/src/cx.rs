@@ -18,7 +18,7 @@ use crate::msg::{ReactorHandle, ReactorId, Shared};
 use crate::poller::Poller;
 use crate::rng::Rng;
 use crate::sys::wake::SleepSet;
-use crate::task::{self, TASKS_MAX};
+use crate::task::{self, Living, TASKS_MAX};
 use crate::timer::{TimerKey, Timers};
 use crate::trace::TraceRing;
 
@@ -53,6 +53,7 @@ pub struct Cx(Rc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) shared: Arc<Shared>,
+    pub(crate) living: Rc<Living>,
     pub(crate) clock: Clock,
     pub(crate) now: Cell<Tick>,
     pub(crate) timers: RefCell<Timers>,
@@ -80,6 +81,7 @@ impl Cx {
         let now = Cell::new(clock.now());
         Ok(Self(Rc::new(Inner {
             shared,
+            living: Rc::default(),
             clock,
             now,
             timers: RefCell::default(),
@@ -167,7 +169,7 @@ impl Cx {
         F: Future + 'static,
         F::Output: 'static,
     {
-        task::spawn(&self.0.shared, future)
+        task::spawn(&self.0.shared, &self.0.living, future)
             .ok_or(ReactorError::TasksFull { reactor: self.id(), max: TASKS_MAX })
     }
 
@@ -178,8 +180,10 @@ impl Cx {
             if self.now() >= at {
                 return Poll::Ready(());
             }
-            if timer.key.is_none() {
-                timer.key = Some(self.set_timer(at, context.waker().clone()));
+            match timer.key {
+                // Whoever polls last is woken: a future may have moved to another task since.
+                Some(key) => self.0.timers.borrow_mut().set_waker(key, context.waker()),
+                None => timer.key = Some(self.set_timer(at, context.waker().clone())),
             }
             Poll::Pending
         })

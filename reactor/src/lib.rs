@@ -21,6 +21,7 @@ pub mod sys;
 pub mod trace;
 
 mod cx;
+mod doorbell;
 mod error;
 mod msg;
 mod poller;
@@ -35,3 +36,8 @@ pub use msg::{PollMode, ReactorHandle, ReactorId};
 pub use poller::{Poller, Rest};
 pub use reactor::{Reactor, ReactorConfig, Started};
 pub use task::TASKS_MAX;
+
+/// Where [`doorbell`] takes its atomics from.
+mod atomics {
+    pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
+}

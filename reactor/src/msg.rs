@@ -4,18 +4,18 @@
 //! a connection, read statistics); data of one core's I/O stays on that core, or goes by SPSC rings between pairs of
 //! cores. The mailbox is bounded: a full one is an error to the sender, who decides.
 //!
-//! Waking: a sender pushes, then looks whether the reactor sleeps; a reactor says that it will sleep, then looks
-//! whether something was pushed. Sequentially consistent fences between make sure that one sees the other.
+//! Waking: a sender pushes, then rings the [`Doorbell`], and wakes the reactor where that says so.
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 use futures_channel::oneshot;
 
 use crate::cx::Cx;
+use crate::doorbell::Doorbell;
 use crate::error::ReactorError;
 use crate::stat::ReactorStats;
 use crate::sys::wake::WakeFd;
@@ -74,9 +74,7 @@ pub(crate) struct Shared {
     pub(crate) tasks: TaskQueue,
     pub(crate) stats: ReactorStats,
     mailbox: ArrayQueue<MessageCell>,
-    /// Something was pushed since the reactor last looked.
-    pending: AtomicBool,
-    sleeping: AtomicBool,
+    bell: Doorbell,
     stopping: AtomicBool,
     /// No message is taken any more.
     closed: AtomicBool,
@@ -101,8 +99,7 @@ impl Shared {
             tasks: TaskQueue::new(),
             stats: ReactorStats::default(),
             mailbox: ArrayQueue::new(MAILBOX_LEN),
-            pending: AtomicBool::new(true),
-            sleeping: AtomicBool::new(false),
+            bell: Doorbell::new(),
             stopping: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             mode: AtomicU64::new(mode.code()),
@@ -116,9 +113,7 @@ impl Shared {
 
     /// Tells the reactor to look at its queues, and wakes it if it sleeps.
     pub(crate) fn notify(&self) {
-        self.pending.store(true, Ordering::Release);
-        fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed) {
+        if self.bell.ring() {
             self.wake.wake();
         }
     }
@@ -126,12 +121,12 @@ impl Shared {
     /// Whether anything was pushed since the last call.
     #[inline]
     pub(crate) fn take_pending(&self) -> bool {
-        self.pending.load(Ordering::Relaxed) && self.pending.swap(false, Ordering::AcqRel)
+        self.bell.take()
     }
 
     /// Leaves a note for the next turn to look again.
     pub(crate) fn leave_pending(&self) {
-        self.pending.store(true, Ordering::Relaxed);
+        self.bell.leave();
     }
 
     pub(crate) fn pop_message(&self) -> Option<Message> {
@@ -140,17 +135,17 @@ impl Shared {
 
     /// Says that the reactor is about to sleep; false, and not sleeping, when something has come meanwhile.
     pub(crate) fn fall_asleep(&self) -> bool {
-        self.sleeping.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if self.pending.load(Ordering::Acquire) || self.is_stopping() {
-            self.sleeping.store(false, Ordering::Relaxed);
+        let asleep = self.bell.fall_asleep();
+        // The turn before may have taken the stop's ring and not known it from a message's.
+        if asleep && self.is_stopping() {
+            self.bell.woken();
             return false;
         }
-        true
+        asleep
     }
 
     pub(crate) fn woken(&self) {
-        self.sleeping.store(false, Ordering::Relaxed);
+        self.bell.woken();
         self.wake.clear();
     }
 

@@ -20,6 +20,8 @@ const TASKS_PER_TURN: usize = 64;
 const TIMERS_PER_TURN: usize = 64;
 /// Poller counters are published every so many turns.
 const PUBLISH_TURNS: u64 = 1 << 16;
+/// After a stall, the clock is read after every poller for so many turns, so that the next one is laid at the right door.
+const CLOSE_LOOK_TURNS: u32 = 1 << 14;
 /// Stalls are logged once per this time and reactor; all are counted.
 const STALL_LOG_NS: u64 = 1_000_000_000;
 
@@ -64,6 +66,7 @@ pub struct Reactor {
     /// The end of the last turn that found something to do.
     last_work: Tick,
     last_stall_log: Tick,
+    close_look: u32,
     turns: u64,
 }
 
@@ -119,6 +122,7 @@ impl Reactor {
             next_timed: Tick::NEVER,
             last_work: now,
             last_stall_log: Tick::ZERO,
+            close_look: 0,
             turns: 0,
         })
     }
@@ -142,14 +146,14 @@ impl Reactor {
     /// One turn; returns how many events were handled.
     pub fn turn(&mut self) -> usize {
         let start = self.cx.now();
-        let mut work = 0;
+        let (mut clock, mut work) = (start, 0);
         if self.cx.inner().shared.take_pending() {
             work += self.run_queues();
+            self.look_for_stall("messages and tasks", &mut clock);
         }
         if self.cx.inner().next_timer.get() <= start {
             work += self.fire_timers(start);
         }
-        let mut clock = start;
         if self.next_timed <= start {
             work += self.run_timed(start, &mut clock);
         }
@@ -160,10 +164,13 @@ impl Reactor {
             if done > 0 {
                 entry.stat.busy_count += 1;
                 work += done;
+            }
+            if done > 0 || self.close_look > 0 {
                 let name = entry.stat.name;
                 self.look_for_stall(name, &mut clock);
             }
         }
+        self.close_look = self.close_look.saturating_sub(1);
         self.end_turn(start, clock, work)
     }
 
@@ -264,6 +271,7 @@ impl Reactor {
 
     #[cold]
     fn report_stall(&mut self, name: &'static str, held_ns: u64) {
+        self.close_look = CLOSE_LOOK_TURNS;
         let stats = &self.cx.inner().shared.stats;
         stats.stalls.add(1);
         stats.stall_ns_max.raise_to(held_ns);
@@ -297,6 +305,9 @@ impl Reactor {
         shared.stats.sleep_ns.add(slept_ns);
         shared.stats.idle_ns.add(slept_ns);
         self.cx.inner().now.set(woke);
+        let record =
+            TraceRecord { tick: woke, point: TracePoint::Sleep, arg: slept_ns, ..TraceRecord::default() };
+        self.cx.with_trace(|trace| trace.record(record));
     }
 
     /// Until when the reactor may sleep; `None` where it may not.
@@ -344,17 +355,23 @@ impl Reactor {
         stats.extend(self.busy_pollers.iter().chain(&self.timed_pollers).map(|entry| entry.stat));
     }
 
-    /// Drops pollers and services, then what waits in the mailbox; tasks that never ended are dropped with the queue.
+    /// Drops pollers, tasks and services, and refuses messages from now on.
     fn shut_down(&mut self) {
         self.busy_pollers.clear();
         self.timed_pollers.clear();
-        self.cx.inner().changes.borrow_mut().clear();
         let shared = Arc::clone(&self.cx.inner().shared);
         shared.close();
-        while let Some(runnable) = shared.tasks.pop() {
-            drop(runnable);
-        }
+        self.cx.inner().living.end_all(&shared.tasks);
+        // What the tasks asked for at their end.
+        let changes = std::mem::take(&mut *self.cx.inner().changes.borrow_mut());
+        drop(changes);
         self.cx.clear_services();
+    }
+}
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        self.shut_down();
     }
 }
 

@@ -28,6 +28,13 @@ impl Timers {
         key
     }
 
+    /// Wakes `waker` instead of whom it was to wake.
+    pub(crate) fn set_waker(&mut self, key: TimerKey, waker: &Waker) {
+        if let Some(known) = self.due.get_mut(&key) {
+            known.clone_from(waker);
+        }
+    }
+
     /// Forgets a timer; one that has fired is no error.
     pub(crate) fn cancel(&mut self, key: TimerKey) {
         self.due.remove(&key);

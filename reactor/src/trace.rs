@@ -2,6 +2,8 @@
 //!
 //! Recording is a store of four words; nothing is formatted until somebody dumps the ring.
 
+use std::fmt::{self, Write as _};
+
 use crate::clock::Tick;
 
 /// Records kept per core.
@@ -49,6 +51,37 @@ pub enum TracePoint {
     Sleep,
 }
 
+impl fmt::Display for TraceRecord {
+    /// `12345.678 command object=7 arg=0x1 arg2=0x2`: the time in microseconds since the clock began.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (us, ns) = (self.tick.as_ns() / 1000, self.tick.as_ns() % 1000);
+        let Self { point, object, arg, arg2, .. } = self;
+        write!(f, "{us}.{ns:03} {} object={object} ", point.name())?;
+        match point {
+            TracePoint::Stall | TracePoint::Sleep => write!(f, "ns={arg}"),
+            _ => write!(f, "arg={arg:#x} arg2={arg2:#x}"),
+        }
+    }
+}
+
+impl TracePoint {
+    /// Its name in dumps.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::BdevSubmit => "bdev_submit",
+            Self::BdevComplete => "bdev_complete",
+            Self::ConnOpen => "conn_open",
+            Self::ConnClose => "conn_close",
+            Self::Command => "command",
+            Self::Response => "response",
+            Self::Stall => "stall",
+            Self::Sleep => "sleep",
+        }
+    }
+}
+
 /// The ring.
 #[derive(Debug)]
 pub struct TraceRing {
@@ -86,6 +119,18 @@ impl TraceRing {
         self.next = self.next.wrapping_add(1);
     }
 
+    /// All records as text, oldest first, one a line: microseconds, point, object, arguments. For people and the RPC;
+    /// allocates, and may take a millisecond, so it counts as a stall where the core is busy.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        for record in self.dump() {
+            // Writing to a string cannot fail.
+            writeln!(text, "{record}").ok();
+        }
+        text
+    }
+
     /// All records, oldest first.
     #[must_use]
     pub fn dump(&self) -> Vec<TraceRecord> {
@@ -113,5 +158,16 @@ mod tests {
         (0..total).for_each(|arg| ring.record(record(arg)));
         let args: Vec<u64> = ring.dump().iter().map(|record| record.arg).collect();
         assert_eq!(args, (10..total).collect::<Vec<u64>>());
+    }
+
+    #[test]
+    fn a_dump_is_one_line_for_each_record() {
+        let mut ring = TraceRing::new();
+        ring.set_enabled(true);
+        let tick = Tick::from_ns(1_234_567);
+        ring.record(TraceRecord { tick, point: TracePoint::Command, object: 7, arg: 16, arg2: 2 });
+        ring.record(TraceRecord { tick, point: TracePoint::Sleep, arg: 99, ..TraceRecord::default() });
+        let text = "1234.567 command object=7 arg=0x10 arg2=0x2\n1234.567 sleep object=0 ns=99\n";
+        assert_eq!(ring.to_text(), text);
     }
 }

@@ -114,8 +114,14 @@ pub fn init(config: MemConfig) -> Result<(), ReactorError> {
 }
 
 /// Takes the calling thread's buffers from `node` from now on.
+///
+/// What it keeps of its old node's goes back first: the number in a buffer must be that of the node it came from.
 pub fn bind_thread_to_node(node: usize) {
-    NODE.set(node);
+    let node = node.min(NODES_MAX - 1);
+    if node != NODE.get() {
+        CACHE.with_borrow_mut(Cache::empty);
+        NODE.set(node);
+    }
 }
 
 /// Makes the calling thread one that never waits for a node's lock: finding it held counts as finding no buffer.
@@ -234,10 +240,9 @@ impl Cache {
         }
         stack.push(block);
     }
-}
 
-impl Drop for Cache {
-    fn drop(&mut self) {
+    /// Gives all back to the node.
+    fn empty(&mut self) {
         for (order, stack) in self.stacks.iter_mut().enumerate() {
             if !stack.is_empty() {
                 memory()
@@ -245,6 +250,12 @@ impl Drop for Cache {
                     .with(|inner| stack.drain(..).for_each(|block| inner.give(block, order)));
             }
         }
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.empty();
     }
 }
 

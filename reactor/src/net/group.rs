@@ -9,6 +9,7 @@
 //! the set. So what a guess missed, the kernel reports later, and a reactor that falls asleep over unread data wakes at
 //! once.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::{fmt, io};
@@ -96,6 +97,9 @@ pub struct SocketGroup {
     hot_next: usize,
     /// Hot sockets reported since the kernel was last asked.
     tries: usize,
+    /// Sleeps of the reactor, and how many there were when the kernel was last asked: what woke it is asked at once.
+    sleeps: Rc<Cell<u64>>,
+    sleeps_seen: u64,
     polls: u64,
     events: Box<[epoll::Event; EVENTS]>,
 }
@@ -114,7 +118,7 @@ impl SocketGroup {
     pub fn new(sleep_set: &SleepSet) -> Result<Self, ReactorError> {
         let fd = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("create an epoll set for sockets"))?;
         let epoll = Rc::new(fd);
-        sleep_set.watch_asleep(&epoll);
+        let sleeps = sleep_set.watch_asleep(&epoll);
         let event = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
         Ok(Self {
             epoll,
@@ -123,6 +127,8 @@ impl SocketGroup {
             hot: Vec::new(),
             hot_next: 0,
             tries: 0,
+            sleeps_seen: sleeps.get(),
+            sleeps,
             polls: 0,
             events: Box::new([event; EVENTS]),
         })
@@ -228,8 +234,10 @@ impl SocketGroup {
         self.polls += 1;
         self.report_hot(ready);
         self.tries += ready.len();
-        if self.hot.is_empty() || self.tries >= TRIES_PER_ASK.max(TURNS_PER_ASK * self.hot.len()) {
+        let asked_for = self.hot.is_empty() || self.sleeps_seen != self.sleeps.get();
+        if asked_for || self.tries >= TRIES_PER_ASK.max(TURNS_PER_ASK * self.hot.len()) {
             self.tries = 0;
+            self.sleeps_seen = self.sleeps.get();
             self.ask_kernel(ready);
         }
     }

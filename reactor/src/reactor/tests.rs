@@ -125,6 +125,93 @@ fn a_message_left_in_a_stopped_reactor_tells_its_sender() {
     assert!(matches!(answer, Ok(1) | Err(ReactorError::Gone { .. })));
 }
 
+/// Sets a flag when it is dropped.
+struct Told(Arc<AtomicU64>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Tasks that waited for somebody else's waker used to outlive their reactor, with all the sockets they held.
+#[test]
+fn a_task_that_waits_for_ever_is_dropped_when_its_reactor_stops() {
+    let started = started(PollMode::Busy);
+    let dropped = Arc::new(AtomicU64::new(0));
+    let (never, waits) = futures_channel::oneshot::channel::<()>();
+    let told = (Told(Arc::clone(&dropped)), Told(Arc::clone(&dropped)));
+    let flow = move |cx: &Cx| {
+        let (first, second) = told;
+        let sleeper = cx.clone();
+        let waiting = async move {
+            let _held = first;
+            waits.await.ok();
+        };
+        let sleeping = async move {
+            let _held = second;
+            sleeper.sleep(Duration::from_secs(3600)).await;
+        };
+        cx.spawn(waiting).unwrap().detach();
+        cx.spawn(sleeping).unwrap().detach();
+    };
+    futures_executor(started.handle.call(flow)).unwrap();
+    assert_eq!(started.handle.tasks_alive(), 2);
+    started.handle.stop();
+    started.join.join().unwrap();
+    assert_eq!((dropped.load(Ordering::Relaxed), started.handle.tasks_alive()), (2, 0));
+    assert!(never.send(()).is_err());
+}
+
+#[test]
+fn a_sleeping_future_wakes_whoever_polled_it_last() {
+    let (mut reactor, hand) = simulated();
+    let cx = reactor.cx().clone();
+    let sleeping = async move { cx.sleep(Duration::from_millis(1)).await };
+    let mut sleeping = Box::pin(sleeping);
+    let mut first = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(sleeping.as_mut().poll(&mut first).is_pending());
+    let task = reactor.cx().spawn(sleeping).unwrap();
+    reactor.turn();
+    hand.advance_ns(1_000_000);
+    for _ in 0..3 {
+        reactor.turn();
+    }
+    assert!(task.is_finished(), "the noop waker of the first poll was woken instead");
+}
+
+/// Holds the core for 3 ms of real time, once.
+struct Holding(bool);
+
+impl Poller for Holding {
+    fn poll(&mut self, cx: &Cx, _now: Tick) -> usize {
+        if !std::mem::replace(&mut self.0, true) {
+            let start = cx.clock().now();
+            while cx.clock().now().ns_since(start) < 3_000_000 {}
+        }
+        0
+    }
+}
+
+#[test]
+fn a_poller_that_holds_its_core_is_counted_as_a_stall() {
+    let clock = Clock::system();
+    let config = ReactorConfig { id: ReactorId(0), core: None, mode: PollMode::Busy, clock, seed: 1 };
+    let mut reactor = Reactor::new(&config).unwrap();
+    reactor.cx().with_trace(|trace| trace.set_enabled(true));
+    reactor.turn();
+    let before = reactor.cx().handle().stats().stalls.read();
+    reactor.cx().add_poller("holding", Box::new(Holding(false)));
+    for _ in 0..4 {
+        reactor.turn();
+    }
+    let stats = reactor.cx().handle();
+    assert!(stats.stats().stalls.read() > before);
+    assert!(stats.stats().stall_ns_max.read() >= 3_000_000);
+    let dump = reactor.cx().with_trace(|trace| trace.dump());
+    assert!(dump.iter().any(|record| record.point == TracePoint::Stall && record.arg >= 3_000_000));
+}
+
 /// Blocks on a future by spinning; enough for a test.
 fn futures_executor<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);

@@ -1,6 +1,6 @@
 //! How a sleeping reactor is woken: an eventfd in the epoll set that it sleeps on.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
@@ -49,6 +49,7 @@ pub struct SleepSet {
     epoll: OwnedFd,
     /// Watched from the beginning to the end of each sleep.
     asleep: RefCell<Vec<Weak<OwnedFd>>>,
+    sleeps: Rc<Cell<u64>>,
 }
 
 impl SleepSet {
@@ -58,7 +59,7 @@ impl SleepSet {
     /// [`ReactorError::Os`] when the process has no descriptors left.
     pub fn new() -> Result<Self, ReactorError> {
         let fd = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(os("create an epoll set"))?;
-        Ok(Self { epoll: fd, asleep: RefCell::default() })
+        Ok(Self { epoll: fd, asleep: RefCell::default(), sleeps: Rc::default() })
     }
 
     /// Lets `fd` (an eventfd, a nested epoll set, an io_uring) end the sleep while it is readable.
@@ -76,11 +77,12 @@ impl SleepSet {
     }
 
     /// As [`Self::add`], but watches `fd` only while asleep and as long as it exists: a nested set that is watched all the
-    /// time makes each packet that arrives pay for telling this one.
-    pub(crate) fn watch_asleep(&self, fd: &Rc<OwnedFd>) {
+    /// time makes each packet that arrives pay for telling this one. Returns the count of sleeps, which moves on with each.
+    pub(crate) fn watch_asleep(&self, fd: &Rc<OwnedFd>) -> Rc<Cell<u64>> {
         let mut asleep = self.asleep.borrow_mut();
         asleep.retain(|fd| fd.strong_count() > 0);
         asleep.push(Rc::downgrade(fd));
+        Rc::clone(&self.sleeps)
     }
 
     /// Blocks until a descriptor is readable, or `timeout_ns` has passed; `None` waits for ever.
@@ -92,6 +94,7 @@ impl SleepSet {
         });
         let mut events =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
+        self.sleeps.set(self.sleeps.get() + 1);
         // What cannot be watched (no memory in the kernel) must not be slept over.
         if self.for_each_asleep(|fd| self.add(fd).is_ok()) {
             // Interrupted or not: the caller looks at everything again anyway.

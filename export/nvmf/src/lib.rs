@@ -18,12 +18,14 @@
 pub mod config;
 pub mod controller;
 pub mod discovery;
+pub mod group;
 pub mod io_cmd;
 pub mod status;
 pub mod tcp;
 pub mod transport_options;
 
 mod cntlid;
+mod qpair;
 
 pub use cntlid::ControllerIds;
 pub use transport_options::TransportOptions;

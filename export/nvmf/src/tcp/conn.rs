@@ -67,8 +67,11 @@ pub(crate) trait Sink {
     /// Takes an I/O back; its buffers are dropped.
     fn recycle(&mut self, io: Box<Io>);
 
+    /// The transport's settings.
+    fn params(&self) -> &TcpParams;
+
     /// Executes a command whose data is there.
-    fn execute(&mut self, id: ReqId, req: &mut Req) -> Exec;
+    fn execute(&mut self, link: &Self::Link, id: ReqId, req: &mut Req) -> Exec;
 }
 
 /// Where a connection is in its life.
@@ -185,6 +188,8 @@ impl<L> Conn<L> {
     ) {
         self.slab.grow(entries);
         self.sq_entries = entries.max(1);
+        // Connect was the queue's first command.
+        self.sqhd = 1;
         self.flow_control = flow_control;
         self.success = match params.c2h_success {
             C2hSuccess::Never => false,
@@ -206,18 +211,18 @@ impl<L> Conn<L> {
     }
 
     /// `len` bytes have come into [`Self::direct`].
-    pub(crate) fn direct_came<S: Sink<Link = L>>(&mut self, len: usize, params: &TcpParams, sink: &mut S) {
+    pub(crate) fn direct_came<S: Sink<Link = L>>(&mut self, len: usize, sink: &mut S) {
         let len = u32::try_from(len).unwrap_or(u32::MAX).min(self.rx.pdu.data_left);
         self.rx.pdu.data_left -= len;
         self.rx.pdu.at += len;
         if self.rx.pdu.data_left == 0 {
             self.data_end(sink);
-            self.receive(&[], params, sink);
+            self.receive(&[], sink);
         }
     }
 
     /// Handles bytes as they came.
-    pub(crate) fn receive<S: Sink<Link = L>>(&mut self, bytes: &[u8], params: &TcpParams, sink: &mut S) {
+    pub(crate) fn receive<S: Sink<Link = L>>(&mut self, bytes: &[u8], sink: &mut S) {
         let mut rest = bytes;
         while matches!(self.state, ConnState::New | ConnState::Open) {
             if self.stalled.is_some() {
@@ -228,7 +233,7 @@ impl<L> Conn<L> {
                 return;
             }
             match self.rx.phase {
-                Phase::Header => self.header(&mut rest, params, sink),
+                Phase::Header => self.header(&mut rest, sink),
                 Phase::Pad => {
                     let pad = (self.rx.pdu.pad_left as usize).min(rest.len());
                     rest = rest.get(pad..).unwrap_or_default();
@@ -248,7 +253,7 @@ impl<L> Conn<L> {
         }
     }
 
-    fn header<S: Sink<Link = L>>(&mut self, rest: &mut &[u8], params: &TcpParams, sink: &mut S) {
+    fn header<S: Sink<Link = L>>(&mut self, rest: &mut &[u8], sink: &mut S) {
         while self.rx.has_part() {
             match frame(self.rx.part(), &self.rules) {
                 Frame::Short(_) if rest.is_empty() => return,
@@ -259,7 +264,7 @@ impl<L> Conn<L> {
                 }
                 Frame::Hdr(hdr, len) => {
                     let (part, _) = self.rx.take_part();
-                    return self.handle(&hdr, part.get(..len).unwrap_or_default(), params, sink);
+                    return self.handle(&hdr, part.get(..len).unwrap_or_default(), sink);
                 }
             }
         }
@@ -269,20 +274,14 @@ impl<L> Conn<L> {
             Frame::Hdr(hdr, len) => {
                 let (bytes, tail) = rest.split_at(len);
                 *rest = tail;
-                self.handle(&hdr, bytes, params, sink);
+                self.handle(&hdr, bytes, sink);
             }
         }
     }
 
     /// Handles a header with its digest.
     #[inline]
-    fn handle<S: Sink<Link = L>>(
-        &mut self,
-        hdr: &CheckedHdr,
-        bytes: &[u8],
-        params: &TcpParams,
-        sink: &mut S,
-    ) {
+    fn handle<S: Sink<Link = L>>(&mut self, hdr: &CheckedHdr, bytes: &[u8], sink: &mut S) {
         let mut pdu = Pdu {
             slot: None,
             at: 0,
@@ -302,7 +301,7 @@ impl<L> Conn<L> {
             }
             PduType::IC_REQ => {
                 let Ok((request, _)) = IcReq::ref_from_prefix(bytes) else { return Ok(()) };
-                self.ic_req(request, params)
+                self.ic_req(request, sink.params())
             }
             _ => {
                 self.state = ConnState::Closed;
@@ -421,14 +420,14 @@ impl<L> Conn<L> {
     }
 
     /// Goes on with what came behind a capsule that had to wait for its buffer; to be called after [`Self::retry`].
-    pub(crate) fn resume<S: Sink<Link = L>>(&mut self, params: &TcpParams, sink: &mut S) {
+    pub(crate) fn resume<S: Sink<Link = L>>(&mut self, sink: &mut S) {
         let Some(slot) = self.stalled else { return };
         if self.slab.get(slot).is_some_and(|req| req.state == ReqState::NeedBuffer) {
             return;
         }
         self.stalled = None;
         let bytes = std::mem::take(&mut self.leftover);
-        self.receive(&bytes, params, sink);
+        self.receive(&bytes, sink);
     }
 
     fn h2c_data(&mut self, hdr: &CheckedHdr, data: &H2cDataHdr, pdu: &mut Pdu) -> Result<(), PduError> {
@@ -517,7 +516,7 @@ impl<L> Conn<L> {
         let id = ReqId { conn: self.id, slot };
         let Some(req) = self.slab.get_mut(slot) else { return };
         req.state = ReqState::Executing;
-        match sink.execute(id, req) {
+        match sink.execute(&self.link, id, req) {
             Exec::Started => self.out += u32::from(req.is_out()),
             Exec::Busy => req.state = ReqState::Busy,
             Exec::Done(status) => self.respond(slot, status, 0, 0, sink),
@@ -530,7 +529,7 @@ impl<L> Conn<L> {
         self.out = self.out.saturating_sub(1);
         let Some(req) = self.slab.get_mut(slot) else { return false };
         req.io = Some(io);
-        if self.state == ConnState::Closed {
+        if self.state != ConnState::Open {
             self.free(slot, sink);
             return false;
         }
@@ -550,7 +549,7 @@ impl<L> Conn<L> {
         let Some(req) = self.slab.get_mut(slot) else { return };
         let cid = req.cid;
         self.slab.end_cid(cid);
-        if self.state == ConnState::Closed {
+        if self.state != ConnState::Open {
             self.free(slot, sink);
             return;
         }
@@ -625,7 +624,7 @@ impl<L> Conn<L> {
     #[inline]
     fn push_response(&mut self, cid: u16, status: Status, result: u64) {
         let plen = 24 + if self.rules.hdgst { 4 } else { 0 };
-        let sqhd = if self.flow_control { self.sqhd } else { 0 };
+        let sqhd = if self.flow_control { self.sqhd } else { u16::MAX };
         let header = CapsuleRespHdr {
             ch: CommonHdr::new(PduType::CAPSULE_RESP, self.flags(), 24, 0, plen),
             cqe: Cqe::new(cid, sqhd, status).with_result(result),

@@ -15,7 +15,7 @@
 //! the group's queue of the namespace's channel; Executing: the bdev's completion, or the group's queue of commands for
 //! the controller; Held: an event of the controller; TransferOut: the socket.
 
-use penstock_bdev::{Io, Op};
+use penstock_bdev::Io;
 use penstock_spec::nvme::Sqe;
 
 /// Where a request is.
@@ -62,13 +62,18 @@ pub(crate) enum ReqKind {
     Ranges {
         /// The channel.
         chan: u32,
-        /// The operation.
-        op: Op,
         /// How many.
         count: u16,
         /// The next one.
         next: u16,
     },
+    /// A flush of every namespace, one after the other.
+    FlushAll {
+        /// The next NSID.
+        next: u32,
+    },
+    /// Nothing is to be done.
+    Nothing,
 }
 
 /// One slot.
@@ -127,7 +132,7 @@ impl Req {
 
     /// Whether somebody outside of the connection will come back to it.
     pub(crate) fn is_out(&self) -> bool {
-        self.state == ReqState::Executing && self.io.is_none()
+        self.state == ReqState::Executing && self.io.is_none() && self.kind != ReqKind::Control
     }
 }
 
@@ -185,12 +190,8 @@ impl Slab {
         }
     }
 
-    /// How many slots there are.
-    pub(crate) fn len(&self) -> usize {
-        self.reqs.len()
-    }
-
     /// How many hold a command.
+    #[cfg(test)]
     pub(crate) fn used(&self) -> usize {
         self.reqs.len() - self.free.len()
     }

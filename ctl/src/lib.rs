@@ -1,0 +1,4 @@
+//! Control: everything around the data path. Nothing here runs on a reactor but the short messages that it sends there.
+#![forbid(unsafe_code)]
+
+pub mod rpc;

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use penstock_reactor::mem::Buf;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -22,6 +23,10 @@ pub(super) struct Opening {
     pub(super) create_bytes: Option<u64>,
     pub(super) block_bytes: Option<u32>,
 }
+
+/// How often, and how long apart, a locked file is tried again.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// An open file, shared by the channels of all cores.
 #[derive(Debug)]
@@ -58,10 +63,7 @@ impl Disk {
             return Err(io::Error::other("it is neither a regular file nor a block device"));
         }
         if !opening.read_only {
-            file.try_lock().map_err(|error| match error {
-                TryLockError::WouldBlock => io::Error::other("another bdev or process has locked it"),
-                TryLockError::Error(error) => error,
-            })?;
+            lock(&file)?;
         }
         let sector = sector_bytes(&file, kind.is_block_device());
         let block_bytes = opening.block_bytes.unwrap_or(sector);
@@ -76,7 +78,7 @@ impl Disk {
             let buffered = open(path, opening.read_only, false)?;
             if !opening.read_only {
                 file.unlock()?;
-                buffered.try_lock().map_err(io::Error::other)?;
+                lock(&buffered)?;
             }
             (file, direct) = (buffered, false);
         }
@@ -217,6 +219,25 @@ pub(super) fn status_of(errno: i32, op: Op) -> IoStatus {
         _ if op == Op::Read => IoStatus::ReadError,
         _ => IoStatus::WriteError,
     }
+}
+
+/// Locks a file against other daemons.
+///
+/// A process that was killed keeps the lock for a moment: its io_uring ends in the background, and until then a write
+/// of it may still reach the file. So the lock is a fence as well, and worth waiting for.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "on the control thread, for 2 s at most, and only after a kill"
+)]
+fn lock(file: &File) -> io::Result<()> {
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Err(io::Error::other("another bdev or process has locked it"))
 }
 
 fn open(path: &Path, read_only: bool, direct: bool) -> io::Result<File> {

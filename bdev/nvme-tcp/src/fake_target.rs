@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use penstock_spec::nvme::feature::Fid;
 use penstock_spec::nvme::identify::controller::ControllerType;
 use penstock_spec::nvme::identify::{
     Cns, IdentifyCmd, IdentifyController, IdentifyNamespace, LbaFormat, NsList,
@@ -44,6 +45,7 @@ pub(crate) struct Choices {
     pub(crate) connect_status: Status,
     /// CSTS reads that say "not ready".
     pub(crate) ready_after: u32,
+    pub(crate) event_config_status: Status,
 }
 
 impl Default for Choices {
@@ -59,6 +61,7 @@ impl Default for Choices {
             ioccsz: 4,
             connect_status: Status::SUCCESS,
             ready_after: 0,
+            event_config_status: Status::SUCCESS,
         }
     }
 }
@@ -87,6 +90,7 @@ pub(crate) struct FakeTarget {
     pub(crate) term: Option<TermReqHdr>,
     pub(crate) aers: Vec<u16>,
     pub(crate) keep_alives: u32,
+    pub(crate) event_config: u32,
 }
 
 impl FakeTarget {
@@ -105,6 +109,7 @@ impl FakeTarget {
             term: None,
             aers: Vec::new(),
             keep_alives: 0,
+            event_config: 0,
         }
     }
 
@@ -319,6 +324,10 @@ impl FakeTarget {
                 let page = log[off..off + cmd.len_bytes() as usize].to_vec();
                 self.read(sqe.cid.get(), &page);
             }
+            AdminOpcode::SET_FEATURES if sqe.cdw10.get() == u32::from(Fid::ASYNC_EVENT_CONFIG.0) => {
+                self.event_config = sqe.cdw11.get();
+                self.respond(Cqe::new(sqe.cid.get(), 0, self.choices.event_config_status));
+            }
             AdminOpcode::SET_FEATURES => self.respond(cqe.with_dw0(0x0001_0001)),
             AdminOpcode::KEEP_ALIVE => {
                 self.keep_alives += 1;
@@ -336,6 +345,7 @@ impl FakeTarget {
                 mdts: 5,
                 cntrltype: ControllerType::IO,
                 aerl0: 2,
+                oaes: U32::new(0x8000_0b00),
                 maxcmd: U16::new(64),
                 ioccsz: U32::new(self.choices.ioccsz),
                 iorcsz: U32::new(1),

@@ -1,7 +1,8 @@
 //! A controller as its host sees it: the admin queue, brought up and kept alive (Base 3.5, 3.9, 5.2.2).
 //!
 //! ```text
-//! Connect ─▶ CAP ─▶ VS ─▶ CC.EN=1 ─▶ CSTS until RDY ─▶ Identify ─▶ queues ─▶ Live ─▶ CC.SHN ─▶ CSTS ─▶ Closed
+//! Connect ─▶ CAP ─▶ VS ─▶ CC.EN=1 ─▶ CSTS until RDY ─▶ Identify ─▶ queues ─▶ events ─▶ Live
+//! Live ─▶ CC.SHN ─▶ CSTS until complete ─▶ Closed
 //! ```
 //!
 //! Commands of the bring-up, keep-alives and asynchronous event requests are the machine's own; in `Live`
@@ -15,7 +16,7 @@ pub use error::ControllerError;
 
 use std::collections::VecDeque;
 
-use penstock_spec::nvme::event::EventResult;
+use penstock_spec::nvme::event::{EventConfig, EventResult};
 use penstock_spec::nvme::feature::{Fid, NumberOfQueues};
 use penstock_spec::nvme::identify::controller::ControllerType;
 use penstock_spec::nvme::identify::{Cns, IDENTIFY_LEN, IdentifyController};
@@ -82,6 +83,7 @@ enum Step {
     AwaitReady,
     Identify,
     SetQueues,
+    SetEvents,
     Live,
     Shutdown,
     AwaitShutdown,
@@ -98,6 +100,7 @@ impl Step {
             Self::AwaitReady => "Property Get of CSTS (ready)",
             Self::Identify => "Identify Controller",
             Self::SetQueues => "Set Features (Number of Queues)",
+            Self::SetEvents => "Set Features (Asynchronous Event Configuration)",
             Self::Live => "Keep Alive",
             Self::Shutdown => "Property Set of CC (shutdown)",
             Self::AwaitShutdown => "Property Get of CSTS (shutdown)",
@@ -347,7 +350,8 @@ impl Controller {
 
     fn step_done(&mut self, done: &Completion<Box<[u8]>>, now_ns: u64) -> Result<(), ControllerError> {
         let status = done.status();
-        if !status.is_success() {
+        // Without its events a controller is still of use.
+        if !status.is_success() && self.step != Step::SetEvents {
             return Err(ControllerError::Refused { what: self.step.name(), status });
         }
         let csts_get = command::property_get(offset::CSTS, PropertySize::Four);
@@ -382,8 +386,9 @@ impl Controller {
                 let granted = NumberOfQueues(done.cqe.dw0.get());
                 let granted = granted.nsq0().min(granted.ncq0()).saturating_add(1);
                 self.io_queues = self.io_queues.min(granted);
-                self.live(now_ns);
+                self.enter_events(now_ns);
             }
+            Step::SetEvents => self.live(now_ns),
             Step::Shutdown => self.enter(Step::AwaitShutdown, csts_get, Transfer::None, None, now_ns),
             Step::AwaitShutdown => {
                 if Csts(done.cqe.dw0.get()).shst() == ShutdownStatus::COMPLETE.0 {
@@ -410,7 +415,7 @@ impl Controller {
         }
         if self.is_discovery() {
             self.io_queues = 0;
-            self.live(now_ns);
+            self.enter_events(now_ns);
             return Ok(());
         }
         let ioccsz = self.identify.ioccsz.get();
@@ -426,6 +431,17 @@ impl Controller {
         let sqe = command::set_features(Fid::NUMBER_OF_QUEUES, 0, wanted.0);
         self.enter(Step::SetQueues, sqe, Transfer::None, None, now_ns);
         Ok(())
+    }
+
+    /// Asks for every notice that the controller has.
+    fn enter_events(&mut self, now_ns: u64) {
+        let notices = EventConfig(self.identify.oaes.get()).with_smart(0);
+        if notices.0 == 0 {
+            self.live(now_ns);
+            return;
+        }
+        let sqe = command::set_features(Fid::ASYNC_EVENT_CONFIG, 0, notices.0);
+        self.enter(Step::SetEvents, sqe, Transfer::None, None, now_ns);
     }
 
     fn live(&mut self, now_ns: u64) {

@@ -120,3 +120,10 @@ fn a_capsule_size_below_the_standard_is_not_accepted() {
     let events = settle(&mut controller, &mut target, 0);
     assert!(matches!(events[..], [Event::Lost(ControllerError::Unusable { what: "IOCCSZ", value: 3 })]));
 }
+
+#[test]
+fn every_notice_is_asked_for_and_a_refusal_is_lived_with() {
+    let (_, target) = live(0, Choices::default());
+    assert_eq!(target.event_config, 0x8000_0b00);
+    live(0, Choices { event_config_status: Status::FEATURE_NOT_CHANGEABLE, ..Choices::default() });
+}

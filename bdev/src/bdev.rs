@@ -1,7 +1,7 @@
 //! What a block device is to those who use it, and what all of them share.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use penstock_reactor::{Cx, ReactorId};
@@ -10,6 +10,9 @@ use uuid::Uuid;
 use crate::channel::{Caps, Channel};
 use crate::descriptor::Descriptor;
 use crate::error::BdevError;
+use crate::io::LEVELS_MAX;
+use crate::lock::Locks;
+use crate::qos::{Qos, QosLimits};
 use crate::stat::ChannelStats;
 
 /// Reactors that may have channels at most.
@@ -89,12 +92,24 @@ pub struct BdevInfo {
     pub uuid: Uuid,
 }
 
+/// The bdev is gone.
+pub(crate) const GATE_REMOVED: u32 = 1;
+/// There are ceilings.
+pub(crate) const GATE_QOS: u32 = 2;
+/// There are locked ranges.
+pub(crate) const GATE_LOCKS: u32 = 4;
+
 /// What the control side and all cores share of one bdev: read by every I/O, written rarely.
 #[derive(Debug)]
 pub struct Shared {
     config: SharedConfig,
     blocks: AtomicU64,
-    removed: AtomicBool,
+    /// What every I/O must look out for: the `GATE_` bits.
+    gates: AtomicU32,
+    /// How many bdevs it stands on.
+    level: usize,
+    pub(crate) locks: Locks,
+    pub(crate) qos: Qos,
     stats: Box<[OnceLock<Arc<ChannelStats>>]>,
 }
 
@@ -105,9 +120,25 @@ impl Shared {
     /// [`BdevError::Invalid`] for a block length other than 512 or 4096, a physical block that is no multiple of it, no
     /// blocks, or an empty name.
     pub fn new(config: SharedConfig) -> Result<Arc<Self>, BdevError> {
+        Self::at_level(config, 0)
+    }
+
+    /// The shared part of a new filter on `base`.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`BdevError::Invalid`] where there would be more than [`LEVELS_MAX`] bdevs on each other.
+    pub fn over(base: &Self, config: SharedConfig) -> Result<Arc<Self>, BdevError> {
+        Self::at_level(config, base.level + 1)
+    }
+
+    fn at_level(config: SharedConfig, level: usize) -> Result<Arc<Self>, BdevError> {
         let invalid = |parameter, problem: String| {
             Err(BdevError::Invalid { name: config.name.clone(), parameter, problem })
         };
+        if level >= LEVELS_MAX {
+            let problem = format!("has {} bdevs below it already, which is the most", LEVELS_MAX - 1);
+            return invalid("base_bdev_name", problem);
+        }
         if config.name.is_empty() || config.name.len() > 255 {
             return invalid("name", "must have 1 to 255 bytes".into());
         }
@@ -132,7 +163,15 @@ impl Shared {
         }
         let blocks = AtomicU64::new(config.blocks);
         let stats = (0..REACTORS_MAX).map(|_| OnceLock::new()).collect();
-        Ok(Arc::new(Self { config, blocks, removed: AtomicBool::new(false), stats }))
+        Ok(Arc::new(Self {
+            config,
+            blocks,
+            gates: AtomicU32::new(0),
+            level,
+            locks: Locks::default(),
+            qos: Qos::default(),
+            stats,
+        }))
     }
 
     /// Its name.
@@ -196,7 +235,39 @@ impl Shared {
     #[inline]
     #[must_use]
     pub fn is_removed(&self) -> bool {
-        self.removed.load(Ordering::Relaxed)
+        self.gates() & GATE_REMOVED != 0
+    }
+
+    /// The `GATE_` bits.
+    #[inline]
+    pub(crate) fn gates(&self) -> u32 {
+        self.gates.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_gate(&self, gate: u32, on: bool) {
+        if on {
+            self.gates.fetch_or(gate, Ordering::SeqCst);
+        } else {
+            self.gates.fetch_and(!gate, Ordering::SeqCst);
+        }
+    }
+
+    /// How many bdevs it stands on, at most.
+    #[inline]
+    pub(crate) fn level(&self) -> usize {
+        self.level
+    }
+
+    /// The ceilings of its I/O.
+    #[must_use]
+    pub fn qos_limits(&self) -> QosLimits {
+        self.qos.limits()
+    }
+
+    /// Sets the ceilings of its I/O, from now on.
+    pub fn set_qos_limits(&self, limits: QosLimits) {
+        self.qos.set_limits(limits);
+        self.set_gate(GATE_QOS, limits != QosLimits::default());
     }
 
     /// Changes the length. The registry calls it and tells whoever has the bdev open.
@@ -206,7 +277,7 @@ impl Shared {
 
     /// Marks it gone. The registry calls it and tells whoever has the bdev open.
     pub(crate) fn set_removed(&self) {
-        self.removed.store(true, Ordering::Relaxed);
+        self.set_gate(GATE_REMOVED, true);
     }
 
     /// The counters of one reactor's channels.

@@ -1,13 +1,12 @@
 //! A core's way to a bdev.
 
-use std::sync::Arc;
+mod front;
+mod parent;
 
-use penstock_reactor::{ReactorId, Rest, Tick};
+use penstock_reactor::{Rest, Tick};
 
-use crate::bdev::Shared;
-use crate::descriptor::{Descriptor, OpenMode};
-use crate::io::{Io, IoStatus, Op};
-use crate::stat::ChannelStats;
+use crate::io::{Io, Op};
+pub use front::BdevChannel;
 
 /// The queue was full; the I/O comes back untouched.
 #[derive(Debug)]
@@ -51,11 +50,37 @@ impl Caps {
     pub const fn has(&self, op: Op) -> bool {
         self.native_ops & (1 << op as u8) != 0
     }
+
+    /// Whether `op` can be done, by the module itself or by what stands in for it above: resets, compares, writes of
+    /// zeroes and copies made of reads and writes, flushes where nothing is volatile.
+    #[inline]
+    #[must_use]
+    pub const fn supports(&self, op: Op) -> bool {
+        let (read, write) = (self.has(Op::Read), self.has(Op::Write));
+        self.has(op)
+            || match op {
+                Op::Reset => true,
+                Op::Compare => read,
+                Op::CompareAndWrite | Op::Copy => read && write,
+                Op::WriteZeroes => write,
+                Op::Flush => !self.write_cache,
+                Op::Read | Op::Write | Op::Unmap => false,
+            }
+    }
+
+    /// What a filter says that passes everything on to a bdev with these: all that can be done is native, and the bdev
+    /// below splits for itself.
+    #[must_use]
+    pub fn of_filter(&self) -> Self {
+        let supported = Op::ALL.into_iter().filter(|op| self.supports(*op) && *op != Op::Reset);
+        let native_ops = supported.fold(0, |set, op| set | (1 << op as u8));
+        Self { native_ops, io_blocks_max: 0, boundary_blocks: 0, ..*self }
+    }
 }
 
 /// What a module implements: one core's queue to its device. Never leaves its reactor.
 ///
-/// It is handed only operations of its [`Caps::native_ops`], in range, with buffers of the right length, within
+/// It is handed only operations of its [`Caps::native_ops`] (never a reset), in range, with buffers of the right length, within
 /// `io_blocks_max` and `boundary_blocks`, on a device that is not removed.
 pub trait Channel {
     /// Takes `io`, or hands it back when the queue is full. Never completes it before returning.
@@ -73,6 +98,10 @@ pub trait Channel {
         false
     }
 
+    /// Ends what can be ended early of everything under way: part of a reset, and of the bdev's removal. All of it
+    /// completes out of `poll`. The default suits channels whose I/Os always end by themselves.
+    fn reset(&mut self) {}
+
     /// Whether the core may sleep while I/Os are under way: the default suits channels whose completions come without a
     /// wake-up.
     fn rest(&self, _now: Tick) -> Rest {
@@ -80,142 +109,5 @@ pub trait Channel {
     }
 }
 
-/// A module's channel with everything that is the same for all of them: checks, statistics, state.
-pub struct BdevChannel {
-    inner: Box<dyn Channel>,
-    shared: Arc<Shared>,
-    stats: Arc<ChannelStats>,
-    /// I/Os that ended before they reached the module.
-    refused: Vec<Box<Io>>,
-    in_flight: usize,
-    descriptor: Descriptor,
-}
-
-impl std::fmt::Debug for BdevChannel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BdevChannel").field("bdev", &self.shared.name()).finish_non_exhaustive()
-    }
-}
-
-impl BdevChannel {
-    pub(crate) fn new(descriptor: Descriptor, inner: Box<dyn Channel>, reactor: ReactorId) -> Self {
-        let shared = Arc::clone(descriptor.shared());
-        let stats = shared.stats_of(reactor);
-        Self { inner, shared, stats, refused: Vec::new(), in_flight: 0, descriptor }
-    }
-
-    /// Takes `io`. Whatever is wrong with it is said by its status, out of [`Self::poll`].
-    ///
-    /// # Errors
-    /// [`Busy`], with the I/O untouched, when the device's queue is full: to be tried again after the next completion.
-    #[inline]
-    pub fn submit(&mut self, mut io: Box<Io>, now: Tick) -> Result<(), Busy> {
-        io.submitted = now;
-        io.status = IoStatus::Pending;
-        if let Err(status) = self.check(&io) {
-            io.status = status;
-            self.refused.push(io);
-        } else {
-            self.inner.submit(io, now)?;
-        }
-        self.in_flight += 1;
-        self.stats.in_flight.add(1);
-        self.stats.in_flight_max.raise_to(self.stats.in_flight.read());
-        Ok(())
-    }
-
-    /// Appends at most `budget` ended I/Os to `done`; returns how many.
-    #[inline]
-    pub fn poll(&mut self, now: Tick, budget: usize, done: &mut Vec<Box<Io>>) -> usize {
-        let before = done.len();
-        let from_refused = self.refused.len().min(budget);
-        if from_refused > 0 {
-            done.extend(self.refused.drain(..from_refused));
-        }
-        self.inner.poll(now, budget - from_refused, done);
-        let ended = done.len() - before;
-        for io in done.iter().skip(before) {
-            assert!(io.status != IoStatus::Pending, "an I/O came back without a status");
-            self.count(io, now);
-        }
-        self.in_flight -= ended;
-        if ended > 0 {
-            self.stats
-                .in_flight
-                .set(self.stats.in_flight.read().saturating_sub(u64::try_from(ended).unwrap_or(0)));
-        }
-        ended
-    }
-
-    /// Tries to end the I/O `tag` early; it comes out of [`Self::poll`] in any case.
-    pub fn abort(&mut self, tag: u64) -> bool {
-        self.inner.abort(tag)
-    }
-
-    /// I/Os under way.
-    #[inline]
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.in_flight
-    }
-
-    /// Whether the core may sleep as far as this channel goes.
-    #[must_use]
-    pub fn rest(&self, now: Tick) -> Rest {
-        if !self.refused.is_empty() {
-            return Rest::Never;
-        }
-        if self.in_flight == 0 { Rest::UntilWoken } else { self.inner.rest(now) }
-    }
-
-    /// Name, geometry, state and statistics of the bdev.
-    #[inline]
-    #[must_use]
-    pub fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    /// What cannot be passed to the module, and why.
-    #[inline]
-    fn check(&self, io: &Io) -> Result<(), IoStatus> {
-        if self.shared.is_removed() {
-            return Err(IoStatus::Gone);
-        }
-        if io.op.is_write() && self.descriptor.mode() == OpenMode::ReadOnly {
-            return Err(IoStatus::WriteProtected);
-        }
-        if !self.shared.caps().has(io.op) {
-            return Err(IoStatus::Unsupported);
-        }
-        if !io.op.has_range() {
-            return Ok(());
-        }
-        let device_blocks = self.shared.blocks();
-        let in_range =
-            |first: u64| first.checked_add(u64::from(io.blocks)).is_some_and(|end| end <= device_blocks);
-        if io.blocks == 0 || !in_range(io.lba.0) || (io.op == Op::Copy && !in_range(io.src_lba.0)) {
-            return Err(IoStatus::OutOfRange);
-        }
-        let bytes = u64::from(io.blocks) * u64::from(self.shared.block_bytes());
-        let wanted = usize::try_from(bytes).ok().and_then(|bytes| bytes.checked_mul(io.op.data_factor()));
-        if wanted != Some(io.data.len_bytes()) && io.op.data_factor() > 0 {
-            return Err(IoStatus::BadLength);
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn count(&self, io: &Io, now: Tick) {
-        let stats = self.stats.op(io.op);
-        let latency_ns = now.ns_since(io.submitted);
-        stats.ops.add(1);
-        if io.status == IoStatus::Success {
-            stats.bytes.add(u64::from(io.blocks) * u64::from(self.shared.block_bytes()));
-        } else {
-            stats.errors.add(1);
-        }
-        stats.latency_ns_sum.add(latency_ns);
-        stats.latency_ns_max.raise_to(latency_ns);
-        stats.latency_ns.record(latency_ns);
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -66,6 +66,6 @@ impl Descriptor {
             return Err(BdevError::Removing { name: self.shared().name().to_owned() });
         }
         let inner = self.0.bdev.open_channel(cx)?;
-        Ok(BdevChannel::new(self.clone(), inner, cx.id()))
+        Ok(BdevChannel::new(self.clone(), inner, cx))
     }
 }

@@ -2,6 +2,7 @@
 
 use penstock_reactor::Tick;
 
+use crate::lock::Turn;
 use crate::sg::Sg;
 
 /// The largest logical block.
@@ -157,6 +158,25 @@ pub enum IoStatus {
     Internal,
 }
 
+/// Bdevs on top of each other at most: a base and five filters.
+pub const LEVELS_MAX: usize = 6;
+
+/// What one layer notes of an I/O that it has passed down.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    /// When that layer took it.
+    pub(crate) submitted: Tick,
+    /// The layer's I/O that this one is a piece of, or [`Self::NO_PARENT`].
+    pub(crate) parent: u32,
+    /// As which of the channel's writes it is counted, see [`Writer`](crate::lock::Writer).
+    pub(crate) turn: Turn,
+}
+
+impl Mark {
+    pub(crate) const NO_PARENT: u32 = u32::MAX;
+    pub(crate) const NONE: Self = Self { submitted: Tick::ZERO, parent: Self::NO_PARENT, turn: Turn::None };
+}
+
 /// One I/O. Boxed by whoever issues it, moved down on submit and back up when done, then used again.
 #[derive(Debug)]
 pub struct Io {
@@ -178,8 +198,10 @@ pub struct Io {
     pub result: u64,
     /// Buffers: `blocks` × block length × [`Op::data_factor`] bytes.
     pub data: Sg,
-    /// When the first layer took it; set by [`BdevChannel`](crate::BdevChannel).
+    /// When the outermost layer took it; set by [`BdevChannel`](crate::BdevChannel).
     pub submitted: Tick,
+    /// What each layer notes of it while it is below.
+    pub(crate) marks: [Mark; LEVELS_MAX],
 }
 
 impl Io {
@@ -197,6 +219,7 @@ impl Io {
             result: 0,
             data: Sg::new(),
             submitted: Tick::ZERO,
+            marks: [Mark::NONE; LEVELS_MAX],
         })
     }
 

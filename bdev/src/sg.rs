@@ -1,5 +1,7 @@
 //! A scatter-gather list: the buffers of one I/O, in order.
 
+mod alias;
+
 use penstock_reactor::mem::Buf;
 
 /// Buffers of one I/O. One buffer costs no allocation; a list that grew keeps its room when it is cleared, so an
@@ -85,6 +87,25 @@ impl Sg {
     #[inline]
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Buf> {
         self.first.iter_mut().chain(&mut self.rest)
+    }
+
+    /// Where this list's bytes, from byte `at` on, first differ from `other`, counted from `at`.
+    #[must_use]
+    pub fn first_difference(&self, at: usize, other: &[u8]) -> Option<usize> {
+        let (mut skip, mut done) = (at, 0);
+        for buf in self.iter() {
+            let Some(mine) = buf.get(skip..) else {
+                skip -= buf.len();
+                continue;
+            };
+            skip = 0;
+            let theirs = other.get(done..)?;
+            if let Some(offset) = mine.iter().zip(theirs).position(|(mine, theirs)| mine != theirs) {
+                return Some(done + offset);
+            }
+            done += mine.len().min(theirs.len());
+        }
+        None
     }
 
     /// Copies `from` over the list's bytes, from byte `at` on; returns how many bytes fitted.

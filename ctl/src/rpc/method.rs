@@ -6,6 +6,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::rpc::error::RpcError;
@@ -50,6 +51,8 @@ pub struct Method<C> {
     pub phase: Phase,
     /// What it takes.
     pub params: Vec<Param>,
+    /// What the words of its type's refusal say that it takes.
+    pub fields: String,
     handler: Handler<C>,
 }
 
@@ -100,14 +103,33 @@ impl<C: 'static> Table<C> {
         F: Fn(C, P) -> Fut + 'static,
         Fut: Future<Output = Result<Value, RpcError>> + 'static,
     {
+        self.add_described(name, kind, doc, P::list(), handler)
+    }
+
+    /// Adds a method whose parameters' type is another crate's, described by `params`.
+    pub fn add_described<T, F, Fut>(
+        &mut self,
+        name: &'static str,
+        kind: Kind,
+        doc: &'static str,
+        params: Vec<Param>,
+        handler: F,
+    ) -> &mut Self
+    where
+        T: DeserializeOwned,
+        F: Fn(C, T) -> Fut + 'static,
+        Fut: Future<Output = Result<Value, RpcError>> + 'static,
+    {
+        let known = params.clone();
         let handler = move |context: C, params: Value| -> LocalFuture<Result<Value, RpcError>> {
-            match param::read::<P>(name, params) {
+            match param::read_as::<T>(name, params, &known) {
                 Ok(params) => Box::pin(handler(context, params)),
                 Err(error) => Box::pin(std::future::ready(Err(error))),
             }
         };
+        let fields = fields_of::<T>();
         let method =
-            Method { name, doc, kind, phase: self.phase, params: P::list(), handler: Box::new(handler) };
+            Method { name, doc, kind, phase: self.phase, params, fields, handler: Box::new(handler) };
         let before = self.methods.insert(name, method);
         assert!(before.is_none(), "the method {name} is there twice");
         self
@@ -123,6 +145,12 @@ impl<C: 'static> Table<C> {
     pub fn iter(&self) -> impl Iterator<Item = &Method<C>> {
         self.methods.values()
     }
+}
+
+/// What the type says when it is given a member that it does not know: the names of those that it does.
+fn fields_of<T: DeserializeOwned>() -> String {
+    let unknown = serde_json::json!({"an unknown name": null});
+    serde_json::from_value::<T>(unknown).err().map(|error| error.to_string()).unwrap_or_default()
 }
 
 /// docs/rpc.md: all methods with their parameters.

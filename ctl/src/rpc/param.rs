@@ -155,6 +155,22 @@ macro_rules! params {
     };
 }
 
+/// Describes the parameters of a method whose type is another crate's; a test holds the two against each other.
+#[macro_export]
+macro_rules! describe {
+    ($name:ident { $($(#[doc = $doc:literal])+ $field:ident: $type:ty),* $(,)? }) => {
+        fn $name() -> Vec<$crate::rpc::param::Param> {
+            vec![$($crate::rpc::param::Param {
+                name: stringify!($field),
+                kind: <$type as $crate::rpc::param::ParamType>::kind(),
+                required: <$type as $crate::rpc::param::ParamType>::REQUIRED,
+                doc: concat!($($doc),+).trim_ascii(),
+                members: <$type as $crate::rpc::param::ParamType>::members(),
+            }),*]
+        }
+    };
+}
+
 params! {
     /// No parameters.
     Nothing {}
@@ -165,7 +181,15 @@ params! {
 /// # Errors
 /// Names the parameter that is unknown, missing, or of the wrong type.
 pub fn read<P: Params>(method: &str, params: Value) -> Result<P, RpcError> {
-    check_names(method, "", &params, &P::list())?;
+    read_as(method, params, &P::list())
+}
+
+/// Reads a method's parameters, of which `known` is known.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_as<T: DeserializeOwned>(method: &str, params: Value, known: &[Param]) -> Result<T, RpcError> {
+    check_names(method, "", &params, known)?;
     serde_path_to_error::deserialize(params).map_err(|error| {
         let path = error.path().to_string();
         let place = if path == "." { String::new() } else { format!("parameter {path}: ") };

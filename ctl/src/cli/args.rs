@@ -1,0 +1,238 @@
+//! The tool's command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Controls the daemon of a Penstock node.
+#[derive(Debug, Parser)]
+#[command(name = "penstock", version, arg_required_else_help = true)]
+pub struct Args {
+    /// The daemon's control socket
+    #[arg(long, short, global = true, env = "PENSTOCK_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print what the daemon answered, as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The daemon at a glance
+    Status,
+    /// Block devices
+    #[command(subcommand)]
+    Bdev(BdevCommand),
+    /// NVMe-oF subsystems and who is connected
+    #[command(subcommand)]
+    Nvmf(NvmfCommand),
+    /// The reactors
+    #[command(subcommand)]
+    Reactor(ReactorCommand),
+    /// The configuration as a whole
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// A live view of reactors, bdevs and hosts (q ends it)
+    Top {
+        /// Seconds between two views
+        #[arg(long, short, default_value_t = 1.0)]
+        interval: f64,
+        /// End after so many views
+        #[arg(long, short = 'n')]
+        count: Option<u64>,
+    },
+    /// The last records of the daemon's log
+    Log,
+    /// Drain and end the daemon
+    Shutdown,
+    /// Call any method of the control socket
+    Rpc {
+        /// The method; rpc_get_methods lists them
+        method: String,
+        /// Its parameters, a JSON object
+        params: Option<String>,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print a page of the documentation
+    #[command(hide = true)]
+    Docs {
+        /// Which page
+        page: Docs,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Docs {
+    /// docs/rpc.md
+    Rpc,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BdevCommand {
+    /// All bdevs
+    List,
+    /// One bdev, in full
+    Show {
+        /// Name, alias or UUID
+        name: String,
+    },
+    /// Make a bdev
+    #[command(subcommand)]
+    Create(CreateCommand),
+    /// Delete a bdev and what stands on it
+    Delete {
+        /// Name, alias or UUID
+        name: String,
+    },
+    /// Give a bdev another length
+    Resize {
+        /// Name, alias or UUID
+        name: String,
+        /// Its new length, like 8G; none: what its file or device has got
+        size: Option<String>,
+    },
+    /// What bdevs did since the last reset
+    Stat {
+        /// Begin anew afterwards
+        #[arg(long)]
+        reset: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CreateCommand {
+    /// Stores nothing
+    Null {
+        /// Its name
+        name: String,
+        /// Its length, like 1G
+        size: String,
+        /// Bytes of a block: 512 or 4096
+        #[arg(long, default_value_t = 512)]
+        block_size: u32,
+    },
+    /// In memory
+    Malloc {
+        /// Its name
+        name: String,
+        /// Its length, like 1G
+        size: String,
+        /// Bytes of a block: 512 or 4096
+        #[arg(long, default_value_t = 512)]
+        block_size: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NvmfCommand {
+    /// All subsystems
+    List,
+    /// Make a subsystem (and the TCP transport, where there is none)
+    Create {
+        /// Its NQN
+        nqn: String,
+        /// Its serial number
+        #[arg(long)]
+        serial: Option<String>,
+        /// Let every host connect
+        #[arg(long)]
+        any_host: bool,
+        /// Listen on this address, like 0.0.0.0:4420
+        #[arg(long, value_name = "ADDR")]
+        listen: Vec<SocketAddr>,
+        /// Add this bdev as a namespace
+        #[arg(long, value_name = "BDEV")]
+        ns: Vec<String>,
+    },
+    /// Delete a subsystem; its hosts lose their connections
+    Delete {
+        /// Its NQN
+        nqn: String,
+    },
+    /// Add a bdev to a subsystem as a namespace
+    AddNs {
+        /// The subsystem's NQN
+        nqn: String,
+        /// The bdev
+        bdev: String,
+        /// Its namespace ID (default: the first that is free)
+        #[arg(long)]
+        nsid: Option<u32>,
+    },
+    /// Take a namespace out of a subsystem
+    RemoveNs {
+        /// The subsystem's NQN
+        nqn: String,
+        /// The namespace ID
+        nsid: u32,
+    },
+    /// Let hosts reach a subsystem at an address
+    Listen {
+        /// The subsystem's NQN
+        nqn: String,
+        /// Address and port
+        address: SocketAddr,
+    },
+    /// End that
+    Unlisten {
+        /// The subsystem's NQN
+        nqn: String,
+        /// Address and port
+        address: SocketAddr,
+    },
+    /// Let a host connect
+    Allow {
+        /// The subsystem's NQN
+        nqn: String,
+        /// The host's NQN, or "any"
+        host: String,
+    },
+    /// End that
+    Deny {
+        /// The subsystem's NQN
+        nqn: String,
+        /// The host's NQN, or "any"
+        host: String,
+    },
+    /// Who is connected to a subsystem
+    Hosts {
+        /// The subsystem's NQN
+        nqn: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReactorCommand {
+    /// All reactors and what they do with their time
+    List,
+    /// Change what reactors do when they are idle: adaptive or busy
+    PollMode {
+        /// adaptive or busy
+        mode: String,
+        /// Only this reactor
+        #[arg(long)]
+        reactor: Option<u32>,
+        /// With adaptive: microseconds of polling in vain before it sleeps
+        #[arg(long)]
+        spin_us: Option<u64>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the live configuration, in the shape of SPDK's save_config
+    Save,
+    /// Run the calls of a configuration
+    Load {
+        /// A file of JSON; - reads standard input
+        file: PathBuf,
+    },
+}

@@ -1,0 +1,91 @@
+//! `penstock bdev`.
+
+use serde_json::{Value, json};
+
+use crate::cli::args::{BdevCommand, CreateCommand};
+use crate::cli::client::Client;
+use crate::cli::table::{Table, bytes, elements, number_of, text_of, time_ns};
+use crate::cli::{CliError, Out};
+use crate::daemon::options;
+
+pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: BdevCommand) -> Result<(), CliError> {
+    match command {
+        BdevCommand::List => {
+            let value = client.call("bdev_get_bdevs", json!({}))?;
+            out.show(&value, list)
+        }
+        BdevCommand::Show { name } => {
+            let value = client.call("bdev_get_bdevs", json!({"name": name}))?;
+            out.value(value.get(0).unwrap_or(&Value::Null))
+        }
+        BdevCommand::Create(command) => {
+            let (method, params) = create(command)?;
+            let name = client.call(method, params)?;
+            out.show(&name, |name| format!("made {}\n", name.as_str().unwrap_or_default()))
+        }
+        BdevCommand::Delete { name } => {
+            client.call("penstock_bdev_delete", json!({"name": name}))?;
+            out.line(&format!("deleted {name}"))
+        }
+        BdevCommand::Resize { name, size } => {
+            let size = size.as_deref().map(size_of).transpose()?;
+            let blocks = client.call("penstock_bdev_resize", json!({"name": name, "bytes": size}))?;
+            out.show(&blocks, |value| format!("{name} has {}\n", bytes(number_of(value, "bytes"))))
+        }
+        BdevCommand::Stat { reset } => {
+            let reset_mode = if reset { "all" } else { "none" };
+            let value = client.call("bdev_get_iostat", json!({"reset_mode": reset_mode}))?;
+            out.show(&value, stat)
+        }
+    }
+}
+
+fn size_of(text: &str) -> Result<usize, CliError> {
+    options::size("SIZE", text).map_err(|error| CliError::Usage(error.to_string()))
+}
+
+fn create(command: CreateCommand) -> Result<(&'static str, Value), CliError> {
+    let (method, name, size, block_size) = match command {
+        CreateCommand::Null { name, size, block_size } => ("bdev_null_create", name, size, block_size),
+        CreateCommand::Malloc { name, size, block_size } => ("bdev_malloc_create", name, size, block_size),
+    };
+    let blocks = size_of(&size)? / usize::try_from(block_size.max(1)).unwrap_or(usize::MAX);
+    Ok((method, json!({"name": name, "num_blocks": blocks, "block_size": block_size})))
+}
+
+fn list(value: &Value) -> String {
+    let mut table = Table::new(&["NAME", "KIND", "USED BY", "BLOCK", "SIZE"], 3);
+    for bdev in elements(value) {
+        let users: Vec<&str> =
+            bdev.get("users").map(elements).unwrap_or_default().iter().filter_map(Value::as_str).collect();
+        let size = number_of(bdev, "num_blocks").saturating_mul(number_of(bdev, "block_size"));
+        let users = if users.is_empty() { "-".to_owned() } else { users.join(", ") };
+        let cells = [text_of(bdev, "name"), text_of(bdev, "product_name"), users];
+        table.row(cells.into_iter().chain([text_of(bdev, "block_size"), bytes(size)]));
+    }
+    table.text("no bdevs; make one with penstock bdev create")
+}
+
+fn stat(value: &Value) -> String {
+    let mut table = Table::new(
+        &["NAME", "READS", "READ", "AVERAGE", "LONGEST", "WRITES", "WRITTEN", "AVERAGE", "LONGEST", "QUEUED"],
+        1,
+    );
+    for bdev in value.get("bdevs").map(elements).unwrap_or_default() {
+        let mut cells = vec![text_of(bdev, "name")];
+        for (word, moved) in [("read", "bytes_read"), ("write", "bytes_written")] {
+            let ops = number_of(bdev, &format!("num_{word}_ops"));
+            let average = number_of(bdev, &format!("{word}_latency_ticks")).checked_div(ops).unwrap_or(0);
+            let longest = number_of(bdev, &format!("max_{word}_latency_ticks"));
+            cells.extend([
+                ops.to_string(),
+                bytes(number_of(bdev, moved)),
+                time_ns(average),
+                time_ns(longest),
+            ]);
+        }
+        cells.push(text_of(bdev, "queue_depth"));
+        table.row(cells);
+    }
+    table.text("no bdevs")
+}

@@ -1,0 +1,130 @@
+//! `penstock nvmf`.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+
+use crate::cli::args::NvmfCommand;
+use crate::cli::client::Client;
+use crate::cli::table::{Table, elements, text_of};
+use crate::cli::{CliError, Out};
+
+pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: NvmfCommand) -> Result<(), CliError> {
+    match command {
+        NvmfCommand::List => {
+            let value = client.call("nvmf_get_subsystems", json!({}))?;
+            out.show(&value, list)
+        }
+        NvmfCommand::Create { nqn, serial, any_host, listen, ns } => {
+            create(client, &nqn, serial, any_host, &listen, &ns)?;
+            out.line(&format!("made {nqn}"))
+        }
+        NvmfCommand::Delete { nqn } => done(client, out, "nvmf_delete_subsystem", json!({"nqn": nqn})),
+        NvmfCommand::AddNs { nqn, bdev, nsid } => {
+            let namespace = json!({"bdev_name": bdev, "nsid": nsid});
+            let nsid = client.call("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": namespace}))?;
+            out.show(&nsid, |nsid| format!("{bdev} is namespace {nsid} of {nqn}\n"))
+        }
+        NvmfCommand::RemoveNs { nqn, nsid } => {
+            done(client, out, "nvmf_subsystem_remove_ns", json!({"nqn": nqn, "nsid": nsid}))
+        }
+        NvmfCommand::Listen { nqn, address } => {
+            done(client, out, "nvmf_subsystem_add_listener", listener(&nqn, address))
+        }
+        NvmfCommand::Unlisten { nqn, address } => {
+            done(client, out, "nvmf_subsystem_remove_listener", listener(&nqn, address))
+        }
+        NvmfCommand::Allow { nqn, host } => {
+            let (method, params) = host_call(&nqn, &host, "nvmf_subsystem_add_host", true);
+            done(client, out, method, params)
+        }
+        NvmfCommand::Deny { nqn, host } => {
+            let (method, params) = host_call(&nqn, &host, "nvmf_subsystem_remove_host", false);
+            done(client, out, method, params)
+        }
+        NvmfCommand::Hosts { nqn } => {
+            let value = client.call("nvmf_subsystem_get_controllers", json!({"nqn": nqn}))?;
+            out.show(&value, hosts)
+        }
+    }
+}
+
+fn done(client: &mut Client, out: &mut Out<'_>, method: &str, params: Value) -> Result<(), CliError> {
+    client.call(method, params)?;
+    out.line("done")
+}
+
+fn create(
+    client: &mut Client,
+    nqn: &str,
+    serial: Option<String>,
+    any_host: bool,
+    listen: &[SocketAddr],
+    namespaces: &[String],
+) -> Result<(), CliError> {
+    let transports = client.call("nvmf_get_transports", json!({}))?;
+    if elements(&transports).is_empty() {
+        client.call("nvmf_create_transport", json!({"trtype": "TCP"}))?;
+    }
+    let mut params = json!({"nqn": nqn, "allow_any_host": any_host});
+    if let (Some(serial), Some(members)) = (serial, params.as_object_mut()) {
+        members.insert("serial_number".to_owned(), json!(serial));
+    }
+    client.call("nvmf_create_subsystem", params)?;
+    for bdev in namespaces {
+        let namespace = json!({"bdev_name": bdev});
+        client.call("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": namespace}))?;
+    }
+    for address in listen {
+        client.call("nvmf_subsystem_add_listener", listener(nqn, *address))?;
+    }
+    Ok(())
+}
+
+fn listener(nqn: &str, address: SocketAddr) -> Value {
+    let adrfam = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let (traddr, trsvcid) = (address.ip().to_string(), address.port().to_string());
+    let address = json!({"trtype": "TCP", "adrfam": adrfam, "traddr": traddr, "trsvcid": trsvcid});
+    json!({"nqn": nqn, "listen_address": address})
+}
+
+fn host_call(nqn: &str, host: &str, method: &'static str, allow: bool) -> (&'static str, Value) {
+    if host == "any" {
+        return ("nvmf_subsystem_allow_any_host", json!({"nqn": nqn, "allow_any_host": allow}));
+    }
+    (method, json!({"nqn": nqn, "host": host}))
+}
+
+fn list(value: &Value) -> String {
+    let mut table = Table::new(&["NQN", "ADDRESSES", "HOSTS", "NAMESPACES"], 4);
+    for subsystem in elements(value) {
+        let list = |member: &str, text: &dyn Fn(&Value) -> String| {
+            let all: Vec<String> =
+                subsystem.get(member).map(elements).unwrap_or_default().iter().map(text).collect();
+            if all.is_empty() { "-".to_owned() } else { all.join(", ") }
+        };
+        let addresses = list("listen_addresses", &|one| match text_of(one, "adrfam").as_str() {
+            "IPv6" => format!("[{}]:{}", text_of(one, "traddr"), text_of(one, "trsvcid")),
+            _ => format!("{}:{}", text_of(one, "traddr"), text_of(one, "trsvcid")),
+        });
+        let hosts = match subsystem.get("allow_any_host") {
+            Some(Value::Bool(true)) => "any".to_owned(),
+            _ => list("hosts", &|one| text_of(one, "nqn")),
+        };
+        let namespaces =
+            list("namespaces", &|one| format!("{}={}", text_of(one, "nsid"), text_of(one, "bdev_name")));
+        table.row([text_of(subsystem, "nqn"), addresses, hosts, namespaces]);
+    }
+    table.text("no subsystems")
+}
+
+fn hosts(value: &Value) -> String {
+    let mut table = Table::new(&["HOST", "HOST ID", "KIND", "CNTLID", "QUEUES"], 3);
+    for controller in elements(value) {
+        table.row(
+            ["hostnqn", "hostid", "cntrltype", "cntlid", "num_io_qpairs"]
+                .map(|member| text_of(controller, member)),
+        );
+    }
+    table.text("nobody is connected")
+}

@@ -1,0 +1,147 @@
+//! Methods about the configuration as a whole, and how the live objects become calls that make them again.
+
+use std::rc::Rc;
+
+use penstock_reactor::PollMode;
+use serde_json::{Value, json};
+
+use crate::daemon::App;
+use crate::daemon::config::{Call, Calls, SubsystemCalls};
+use crate::methods::reactor;
+use crate::params;
+use crate::rpc::param::Off;
+use crate::rpc::{Kind, RpcError, Table};
+
+/// The subsystems in order of initialisation, and what each stands on.
+pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 2] = [("penstock", &[]), ("bdev", &["penstock"])];
+
+params! {
+    /// Of `framework_get_config`.
+    GetConfig {
+        /// Which subsystem; framework_get_subsystems lists them.
+        name: String,
+        /// Batches, which there are none of. Default: false.
+        with_batches: Option<bool>,
+    }
+}
+
+params! {
+    /// One call of a configuration.
+    ConfigCall {
+        /// The method.
+        method: String,
+        /// Its parameters.
+        params: Option<Value>,
+    }
+}
+
+params! {
+    /// One subsystem of a configuration.
+    ConfigSubsystem {
+        /// Its name.
+        subsystem: String,
+        /// Its calls, in order.
+        config: Option<Vec<ConfigCall>>,
+    }
+}
+
+params! {
+    /// Of `load_config`.
+    LoadConfig {
+        /// The subsystems with their calls, as save_config returns them.
+        subsystems: Vec<ConfigSubsystem>,
+    }
+}
+
+params! {
+    /// Of `save_config`.
+    SaveConfig {
+        /// Not supported: the daemon writes no files but its own; see --state.
+        filename: Option<Off>,
+    }
+}
+
+pub(crate) fn add(table: &mut Table<Rc<App>>) {
+    table
+        .add(
+            "framework_get_config",
+            Kind::Read,
+            "The calls that make a subsystem as it is now.",
+            get_config,
+        )
+        .add(
+            "save_config",
+            Kind::Read,
+            "The calls that make the whole configuration as it is now, in the shape of SPDK's save_config.",
+            save_config,
+        )
+        .add(
+            "load_config",
+            Kind::Change,
+            "Runs the calls of a configuration in order. The first that is refused ends it, named; those before stay done.",
+            load_config,
+        );
+}
+
+async fn get_config(app: Rc<App>, params: GetConfig) -> Result<Value, RpcError> {
+    let live = live(&app).subsystems.into_iter().find(|found| found.subsystem == params.name);
+    let Some(found) = live else {
+        let names = SUBSYSTEMS.map(|(name, _)| name).join(", ");
+        let message = format!("there is no subsystem {:?}; there are {names}", params.name);
+        return Err(RpcError::not_found(message));
+    };
+    let calls = found.config.unwrap_or_default();
+    Ok(calls.into_iter().map(|call| json!({"method": call.method, "params": call.params})).collect())
+}
+
+async fn save_config(app: Rc<App>, _params: SaveConfig) -> Result<Value, RpcError> {
+    serde_json::to_value(live(&app)).map_err(|error| RpcError::internal(error.to_string()))
+}
+
+async fn load_config(app: Rc<App>, params: LoadConfig) -> Result<Value, RpcError> {
+    let call = |call: ConfigCall| Call { method: call.method, params: call.params };
+    let subsystems = params.subsystems.into_iter().map(|one| SubsystemCalls {
+        subsystem: one.subsystem,
+        config: one.config.map(|calls| calls.into_iter().map(call).collect()),
+    });
+    let calls = Calls { subsystems: subsystems.collect() };
+    app.replay(&calls).await.map_err(|(method, error)| {
+        RpcError::new(error.code, format!("load_config: {method} was refused: {}", error.message))
+    })?;
+    Ok(Value::Bool(true))
+}
+
+/// The calls that make the daemon as it is now.
+pub(crate) fn live(app: &Rc<App>) -> Calls {
+    let parts = SUBSYSTEMS.map(|(name, _)| {
+        let calls = match name {
+            "bdev" => bdevs(app),
+            _ => reactors(app),
+        };
+        SubsystemCalls { subsystem: name.to_owned(), config: Some(calls) }
+    });
+    Calls { subsystems: parts.into() }
+}
+
+fn reactors(app: &Rc<App>) -> Vec<Call> {
+    let changed = app.reactors.iter().filter(|reactor| reactor.poll_mode() != app.poll_mode);
+    let call = |reactor: &penstock_reactor::ReactorHandle| {
+        let mut params = json!({"reactor": reactor.id().0, "mode": reactor::mode_name(reactor.poll_mode())});
+        if let (PollMode::Adaptive { spin_ns }, Some(params)) = (reactor.poll_mode(), params.as_object_mut())
+        {
+            params.insert("spin_us".to_owned(), json!(spin_ns / 1000));
+        }
+        Call { method: "penstock_reactor_set_poll_mode".to_owned(), params: Some(params) }
+    };
+    changed.map(call).collect()
+}
+
+fn bdevs(app: &Rc<App>) -> Vec<Call> {
+    let configs =
+        app.registry.list().into_iter().filter(|bdev| !bdev.shared().is_removed()).map(|bdev| bdev.config());
+    // A part of a split has none of its own.
+    configs
+        .filter(|(method, _)| !method.is_empty())
+        .map(|(method, params)| Call { method: method.to_owned(), params: Some(params) })
+        .collect()
+}

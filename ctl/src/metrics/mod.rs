@@ -1,0 +1,4 @@
+//! Metrics for Prometheus, in the OpenMetrics text format, over HTTP on the control thread.
+
+pub mod http;
+pub mod text;

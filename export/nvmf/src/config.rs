@@ -206,6 +206,21 @@ impl SubsystemConfig {
         self.namespaces.get(&Nsid(nsid))
     }
 
+    /// What the discovery service shows of it.
+    #[must_use]
+    pub fn without_namespaces(&self) -> Self {
+        Self {
+            namespaces: BTreeMap::new(),
+            nqn: self.nqn,
+            serial_number: self.serial_number.clone(),
+            model_number: self.model_number.clone(),
+            hosts: self.hosts.clone(),
+            listeners: self.listeners.clone(),
+            controller_ids: Arc::clone(&self.controller_ids),
+            ..*self
+        }
+    }
+
     /// NSIDs whose Identify data differ between two generations: added, removed, resized, of another identity.
     #[must_use]
     pub fn changed_namespaces(&self, before: &Self) -> BTreeSet<Nsid> {
@@ -225,7 +240,7 @@ impl SubsystemConfig {
 pub struct DiscoveryConfig {
     /// GENCTR: grows with every change that some host can see.
     pub genctr: u64,
-    /// NVM subsystems.
+    /// NVM subsystems, without their namespaces: an old generation that a reactor still has keeps no bdev open.
     pub subsystems: Vec<Arc<SubsystemConfig>>,
     /// Listeners of the discovery subsystem itself.
     pub listeners: Vec<ListenerConfig>,

@@ -21,6 +21,7 @@ pub mod discovery;
 pub mod group;
 pub mod io_cmd;
 pub mod status;
+pub mod target;
 pub mod tcp;
 pub mod transport_options;
 
@@ -28,4 +29,5 @@ mod cntlid;
 mod qpair;
 
 pub use cntlid::ControllerIds;
+pub use target::{Target, TargetError};
 pub use transport_options::TransportOptions;

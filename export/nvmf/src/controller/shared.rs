@@ -93,6 +93,13 @@ impl CtrlShared {
         self.queues.iter().map(|word| word.load(Ordering::Acquire).count_ones()).sum()
     }
 
+    /// Identifiers of the I/O queues that are connected, in increasing order.
+    pub fn queue_ids(&self) -> impl Iterator<Item = u16> + '_ {
+        let taken =
+            |qid: u16| self.place(qid).is_some_and(|(word, bit)| word.load(Ordering::Acquire) & bit != 0);
+        (1..=IO_QPAIRS_MAX).filter(move |qid| taken(*qid))
+    }
+
     fn place(&self, qid: u16) -> Option<(&AtomicU64, u64)> {
         if qid == 0 || qid > IO_QPAIRS_MAX {
             return None;

@@ -1,0 +1,324 @@
+//! The target, on the control thread: the authoritative configuration and what is done with it.
+//!
+//! A method checks, changes the state, and publishes the change to every reactor before it waits for anything, so that
+//! reactors see changes in the order in which they were made whatever waits in between. What a method returns holds
+//! when it returns: a removed namespace has no I/O under way, a listener accepts.
+//!
+//! Methods and parameters are SPDK's `nvmf_*`, without the prefix.
+
+mod error;
+mod params;
+mod report;
+mod subsystem;
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_channel::oneshot;
+use penstock_bdev::{Event, EventKind, Registry, Subscription};
+use penstock_reactor::{Cx, ReactorError, ReactorHandle};
+use penstock_spec::nvmf::Nqn;
+
+pub use error::TargetError;
+pub use params::{CreateSubsystem, ListenAddress, Namespace};
+
+use crate::config::{DiscoveryConfig, SubsystemConfig, SubsystemKind};
+use crate::group::{GroupCell, Peers};
+use crate::transport_options::{AQ_DEPTH_MIN, TransportOptions};
+
+/// How long a method waits for I/O of what it removes.
+const DRAIN_SECONDS: u64 = 30;
+/// How often it looks.
+const DRAIN_STEP: Duration = Duration::from_millis(1);
+/// Tries to reach a reactor whose mailbox is full; it is emptied every turn.
+const SEND_TRIES_MAX: usize = 1_000_000;
+
+/// An address listened on.
+#[derive(Debug, Clone, Copy)]
+struct Portal {
+    portid: u16,
+    /// Index of the reactor that accepts.
+    reactor: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    options: Option<Arc<TransportOptions>>,
+    /// NVM subsystems and the discovery subsystem.
+    subsystems: BTreeMap<Nqn, Arc<SubsystemConfig>>,
+    portals: BTreeMap<SocketAddr, Portal>,
+    genctr: u64,
+}
+
+struct Inner {
+    reactors: Vec<ReactorHandle>,
+    peers: Arc<Peers>,
+    registry: Registry,
+    state: RefCell<State>,
+    subscription: RefCell<Option<Subscription>>,
+    draining: Cell<bool>,
+}
+
+/// The NVMe-oF target: a handle, cheap to clone, that stays on the control thread.
+#[derive(Clone)]
+pub struct Target(Rc<Inner>);
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target").field("state", &self.0.state).finish_non_exhaustive()
+    }
+}
+
+type Answers<R> = Vec<Result<oneshot::Receiver<R>, ReactorError>>;
+
+impl Target {
+    /// A target on these reactors whose namespaces are bdevs of `registry`. Only the discovery subsystem is there.
+    #[must_use]
+    pub fn new(reactors: Vec<ReactorHandle>, registry: Registry) -> Self {
+        let discovery = SubsystemConfig::new(Nqn::discovery(), SubsystemKind::Discovery);
+        let state = State {
+            options: None,
+            subsystems: BTreeMap::from([(discovery.nqn, Arc::new(discovery))]),
+            portals: BTreeMap::new(),
+            genctr: 1,
+        };
+        let target = Self(Rc::new(Inner {
+            peers: Peers::new(reactors.clone()),
+            reactors,
+            registry,
+            state: RefCell::new(state),
+            subscription: RefCell::new(None),
+            draining: Cell::new(false),
+        }));
+        let weak = Rc::downgrade(&target.0);
+        let subscription = target.0.registry.subscribe(move |event| {
+            if let Some(inner) = weak.upgrade() {
+                Self(inner).bdev_event(event);
+            }
+        });
+        *target.0.subscription.borrow_mut() = Some(subscription);
+        target
+    }
+
+    /// `nvmf_create_transport`: the reactors begin to serve.
+    ///
+    /// # Errors
+    /// [`TargetError::Option`], [`TargetError::TransportExists`], or what a reactor says.
+    pub async fn create_transport(&self, options: TransportOptions) -> Result<(), TargetError> {
+        options.check()?;
+        let options = Arc::new(options);
+        {
+            let mut state = self.0.state.borrow_mut();
+            if state.options.is_some() {
+                return Err(TargetError::TransportExists);
+            }
+            state.options = Some(Arc::clone(&options));
+        }
+        let what = "start the TCP transport";
+        for (index, handle) in self.0.reactors.iter().enumerate() {
+            let (options, peers) = (Arc::clone(&options), Arc::clone(&self.0.peers));
+            let started = handle
+                .call(move |cx| GroupCell::start(cx, &options, peers, index).map(drop))
+                .await
+                .and_then(|started| started);
+            if let Err(error) = started {
+                self.0.state.borrow_mut().options = None;
+                return Err(TargetError::reactor(what)(error));
+            }
+        }
+        let known: Vec<_> = self.0.state.borrow().subsystems.values().cloned().collect();
+        for config in known {
+            self.publish_config(&config);
+        }
+        self.all(self.publish_discovery(), what).await.map(drop)
+    }
+
+    /// Accepts nothing more, lets commands under way end, closes every connection. For the end of the daemon.
+    ///
+    /// # Errors
+    /// [`TargetError::TimedOut`] when connections are left; what a reactor says.
+    pub async fn drain(&self) -> Result<(), TargetError> {
+        self.0.draining.set(true);
+        let what = "the connections of the NVMe/TCP target";
+        let ended = self.publish(|cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.drain();
+            }
+        });
+        self.all(ended, what).await?;
+        self.wait_until(what, |cell| cell.stats().connections == 0).await
+    }
+
+    /// What a new generation of the bdevs means for the namespaces on them.
+    fn bdev_event(&self, event: &Event) {
+        let affected: Vec<_> = {
+            let state = self.0.state.borrow();
+            let on_it = |config: &&Arc<SubsystemConfig>| {
+                config.namespaces.values().any(|ns| Arc::ptr_eq(ns.descriptor.shared(), &event.bdev))
+            };
+            state.subsystems.values().filter(on_it).map(|config| config.nqn).collect()
+        };
+        for nqn in affected {
+            let changed = self.change(&nqn, |config| match event.kind {
+                EventKind::Resized => {
+                    for ns in config.namespaces.values_mut() {
+                        if Arc::ptr_eq(ns.descriptor.shared(), &event.bdev) {
+                            ns.blocks = event.bdev.blocks();
+                        }
+                    }
+                    Ok(())
+                }
+                EventKind::Removing => {
+                    config.namespaces.retain(|_, ns| !Arc::ptr_eq(ns.descriptor.shared(), &event.bdev));
+                    Ok(())
+                }
+                EventKind::Registered | EventKind::Removed => Ok(()),
+            });
+            // Nobody waits for it: the bdev's removal ends when the last channel is closed.
+            if let Ok(((), answers)) = changed {
+                drop(answers);
+            }
+        }
+    }
+
+    /// Makes the next generation of a subsystem and publishes it.
+    fn change<R>(
+        &self,
+        nqn: &Nqn,
+        change: impl FnOnce(&mut SubsystemConfig) -> Result<R, TargetError>,
+    ) -> Result<(R, Answers<()>), TargetError> {
+        let (result, next) = {
+            let mut state = self.0.state.borrow_mut();
+            let slot = state
+                .subsystems
+                .get_mut(nqn)
+                .ok_or_else(|| TargetError::NoSubsystem { nqn: nqn.to_string() })?;
+            let mut next = SubsystemConfig::clone(slot);
+            let result = change(&mut next)?;
+            next.generation += 1;
+            *slot = Arc::new(next);
+            (result, Arc::clone(slot))
+        };
+        Ok((result, self.publish_config(&next)))
+    }
+
+    fn publish_config(&self, config: &Arc<SubsystemConfig>) -> Answers<()> {
+        let config = Arc::clone(config);
+        self.publish(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.apply(cx, &config);
+            }
+        })
+    }
+
+    /// Something that hosts can see in the discovery log has changed.
+    fn publish_discovery(&self) -> Answers<()> {
+        let config = {
+            let mut state = self.0.state.borrow_mut();
+            state.genctr += 1;
+            let discovery = state.subsystems.get(&Nqn::discovery());
+            let listeners = discovery.map(|config| config.listeners.clone()).unwrap_or_default();
+            let nvm = state.subsystems.values().filter(|config| config.kind == SubsystemKind::Nvm);
+            let admin_queue_entries = state.options.as_ref().map_or(AQ_DEPTH_MIN, |o| o.max_aq_depth);
+            Arc::new(DiscoveryConfig {
+                genctr: state.genctr,
+                subsystems: nvm.map(|config| Arc::new(config.without_namespaces())).collect(),
+                listeners,
+                admin_queue_entries,
+            })
+        };
+        self.publish(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.set_discovery(&config);
+            }
+        })
+    }
+
+    /// Sends to all reactors at once; the answers come later.
+    fn publish<R: Send + 'static>(&self, run: impl Fn(&Cx) -> R + Clone + Send + 'static) -> Answers<R> {
+        self.0.reactors.iter().map(|handle| send(handle, run.clone())).collect()
+    }
+
+    /// Waits for all answers.
+    async fn all<R>(&self, answers: Answers<R>, what: &str) -> Result<Vec<R>, TargetError> {
+        let mut all = Vec::new();
+        for (answer, handle) in answers.into_iter().zip(&self.0.reactors) {
+            let answer = answer.map_err(TargetError::reactor(what))?;
+            let gone = |_| TargetError::reactor(what)(ReactorError::Gone { reactor: handle.id() });
+            all.push(answer.await.map_err(gone)?);
+        }
+        Ok(all)
+    }
+
+    /// Waits until `done` holds on every reactor.
+    async fn wait_until(&self, what: &str, done: fn(&GroupCell) -> bool) -> Result<(), TargetError> {
+        for handle in &self.0.reactors {
+            let over = handle
+                .call_async(move |cx| async move {
+                    let end = cx.now().plus(Duration::from_secs(DRAIN_SECONDS));
+                    while let Some(cell) = GroupCell::of(&cx) {
+                        if done(&cell) {
+                            break;
+                        }
+                        drop(cell);
+                        if cx.now() >= end {
+                            return false;
+                        }
+                        cx.sleep(DRAIN_STEP).await;
+                    }
+                    true
+                })
+                .await
+                .map_err(TargetError::reactor(what))?;
+            if !over {
+                return Err(TargetError::TimedOut { what: what.to_owned(), seconds: DRAIN_SECONDS });
+            }
+        }
+        Ok(())
+    }
+
+    fn subsystem(&self, nqn: &str) -> Result<Arc<SubsystemConfig>, TargetError> {
+        let state = self.0.state.borrow();
+        let found = parse_nqn("nqn", nqn).ok().and_then(|nqn| state.subsystems.get(&nqn).cloned());
+        found.ok_or_else(|| TargetError::NoSubsystem { nqn: nqn.to_owned() })
+    }
+}
+
+/// Sends at once, so that the order of messages is that of the calls.
+fn send<R: Send + 'static>(
+    handle: &ReactorHandle,
+    run: impl Fn(&Cx) -> R + Clone + Send + 'static,
+) -> Result<oneshot::Receiver<R>, ReactorError> {
+    let mut tries = 0;
+    loop {
+        let (answer, answered) = oneshot::channel();
+        let run = run.clone();
+        match handle.send(move |cx| drop(answer.send(run(cx)))) {
+            Ok(()) => return Ok(answered),
+            Err(ReactorError::MailboxFull { .. }) if tries < SEND_TRIES_MAX => {
+                tries += 1;
+                std::thread::yield_now();
+            }
+            Err(error) => {
+                tracing::error!(reactor = %handle.id(), %error, "a change of the NVMe-oF target is lost");
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Takes SPDK's "discovery" for the discovery subsystem too.
+fn parse_nqn(parameter: &'static str, name: &str) -> Result<Nqn, TargetError> {
+    if name == "discovery" {
+        return Ok(Nqn::discovery());
+    }
+    name.parse().map_err(|source| TargetError::Nqn { parameter, name: name.to_owned(), source })
+}

@@ -1,0 +1,238 @@
+//! What the target tells of itself, in SPDK's shapes.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use penstock_spec::nvmf::Nqn;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::{ListenAddress, Target, TargetError};
+use crate::config::{ListenerConfig, NamespaceConfig, SubsystemConfig, SubsystemKind};
+use crate::group::GroupCell;
+use crate::io_cmd::WZSL;
+
+/// One controller, as a reactor tells of it.
+#[derive(Debug, Clone)]
+struct ControllerInfo {
+    cntlid: u16,
+    discovery: bool,
+    hostnqn: Nqn,
+    hostid: [u8; 16],
+    local: SocketAddr,
+    qids: Vec<u16>,
+}
+
+impl Target {
+    /// `nvmf_get_transports`.
+    #[must_use]
+    pub fn get_transports(&self) -> Value {
+        let state = self.0.state.borrow();
+        state.options.iter().filter_map(|options| serde_json::to_value(&**options).ok()).collect()
+    }
+
+    /// `nvmf_get_subsystems`: all, or the one named.
+    ///
+    /// # Errors
+    /// [`TargetError::NoSubsystem`].
+    pub fn get_subsystems(&self, nqn: Option<&str>) -> Result<Value, TargetError> {
+        if let Some(nqn) = nqn {
+            return Ok(json!([subsystem(&*self.subsystem(nqn)?)]));
+        }
+        let state = self.0.state.borrow();
+        // The discovery subsystem first, as SPDK has it.
+        let kind = |kind| state.subsystems.values().filter(move |config| config.kind == kind);
+        let ordered = kind(SubsystemKind::Discovery).chain(kind(SubsystemKind::Nvm));
+        Ok(ordered.map(|config| subsystem(config)).collect())
+    }
+
+    /// `nvmf_subsystem_get_listeners`.
+    ///
+    /// # Errors
+    /// [`TargetError::NoSubsystem`].
+    pub fn get_listeners(&self, nqn: &str) -> Result<Value, TargetError> {
+        let config = self.subsystem(nqn)?;
+        let listeners = config.listeners.iter();
+        Ok(listeners.map(|l| json!({ "address": address(l.addr), "ana_state": "optimized" })).collect())
+    }
+
+    /// `nvmf_subsystem_get_controllers`.
+    ///
+    /// # Errors
+    /// [`TargetError::NoSubsystem`]; what a reactor says.
+    pub async fn get_controllers(&self, nqn: &str) -> Result<Value, TargetError> {
+        let controllers = self.controllers(nqn).await?;
+        let tell = |c: ControllerInfo| {
+            json!({
+                "cntlid": c.cntlid,
+                "cntrltype": if c.discovery { "discovery" } else { "io" },
+                "hostnqn": c.hostnqn.as_str(),
+                "hostid": Uuid::from_bytes(c.hostid).to_string(),
+                "num_io_qpairs": c.qids.len(),
+            })
+        };
+        Ok(controllers.into_iter().map(tell).collect())
+    }
+
+    /// `nvmf_subsystem_get_qpairs`.
+    ///
+    /// # Errors
+    /// [`TargetError::NoSubsystem`]; what a reactor says.
+    pub async fn get_qpairs(&self, nqn: &str) -> Result<Value, TargetError> {
+        let controllers = self.controllers(nqn).await?;
+        let tell = |c: ControllerInfo| {
+            let qids = std::iter::once(0).chain(c.qids);
+            qids.map(move |qid| {
+                json!({ "cntlid": c.cntlid, "qid": qid, "state": "active",
+                    "hostnqn": c.hostnqn.as_str(), "listen_address": address(c.local) })
+            })
+        };
+        Ok(controllers.into_iter().flat_map(tell).collect())
+    }
+
+    /// `nvmf_get_stats`; the clock of the reactors counts nanoseconds.
+    ///
+    /// # Errors
+    /// What a reactor says.
+    pub async fn get_stats(&self) -> Result<Value, TargetError> {
+        let answers = self.publish(|cx| GroupCell::of(cx).map(|cell| cell.stats()));
+        let stats = self.all(answers, "read the statistics of the target").await?;
+        let mut groups = Vec::new();
+        for (handle, stats) in self.0.reactors.iter().zip(stats) {
+            let Some(stats) = stats else { continue };
+            let mut group = Map::new();
+            group.insert("name".to_owned(), json!(format!("reactor_{}", handle.id())));
+            if let Ok(Value::Object(counters)) = serde_json::to_value(stats) {
+                group.extend(counters);
+            }
+            group.insert("transports".to_owned(), json!([{ "trtype": "TCP" }]));
+            groups.push(Value::Object(group));
+        }
+        Ok(json!({ "tick_rate": 1_000_000_000_u64, "poll_groups": groups }))
+    }
+
+    /// The calls that make this configuration again, in order: method and parameters, for `save_config`.
+    #[must_use]
+    pub fn config_calls(&self) -> Vec<(&'static str, Value)> {
+        let state = self.0.state.borrow();
+        let mut calls = Vec::new();
+        if let Some(options) = &state.options {
+            calls.push(("nvmf_create_transport", json!(**options)));
+        }
+        for config in state.subsystems.values() {
+            let nqn = config.nqn.as_str();
+            if config.kind == SubsystemKind::Nvm {
+                calls.push(("nvmf_create_subsystem", created(config)));
+            }
+            for host in config.hosts.keys() {
+                calls.push(("nvmf_subsystem_add_host", json!({ "nqn": nqn, "host": host.as_str() })));
+            }
+            for ns in config.namespaces.values() {
+                calls.push((
+                    "nvmf_subsystem_add_ns",
+                    json!({ "nqn": nqn, "namespace": namespace(ns, false) }),
+                ));
+            }
+            for listener in &config.listeners {
+                let params = json!({ "nqn": nqn, "listen_address": address(listener.addr) });
+                calls.push(("nvmf_subsystem_add_listener", params));
+            }
+        }
+        calls
+    }
+
+    async fn controllers(&self, nqn: &str) -> Result<Vec<ControllerInfo>, TargetError> {
+        let nqn = self.subsystem(nqn)?.nqn;
+        let answers = self.publish(move |cx| {
+            let mut found = Vec::new();
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.for_each_controller(|controller, _| {
+                    let params = controller.params();
+                    if params.subsystem.nqn == nqn {
+                        found.push(ControllerInfo {
+                            cntlid: params.cntlid,
+                            discovery: controller.is_discovery(),
+                            hostnqn: params.hostnqn,
+                            hostid: params.hostid,
+                            local: params.local,
+                            qids: controller.shared().queue_ids().collect(),
+                        });
+                    }
+                });
+            }
+            found
+        });
+        let mut all: Vec<_> = self.all(answers, "list controllers").await?.into_iter().flatten().collect();
+        all.sort_by_key(|controller| controller.cntlid);
+        Ok(all)
+    }
+}
+
+fn address(addr: SocketAddr) -> Value {
+    json!(ListenAddress::tcp(addr))
+}
+
+fn created(config: &SubsystemConfig) -> Value {
+    json!({
+        "nqn": config.nqn.as_str(),
+        "allow_any_host": config.allow_any_host,
+        "serial_number": config.serial_number,
+        "model_number": config.model_number,
+        "max_namespaces": config.max_namespaces,
+        "min_cntlid": config.min_cntlid,
+        "max_cntlid": config.max_cntlid,
+    })
+}
+
+fn subsystem(config: &SubsystemConfig) -> Value {
+    let listeners = config.listeners.iter().map(|listener: &ListenerConfig| address(listener.addr));
+    let hosts = config.hosts.keys().map(|host| json!({ "nqn": host.as_str() }));
+    let mut value = json!({
+        "nqn": config.nqn.as_str(),
+        "subtype": match config.kind { SubsystemKind::Nvm => "NVMe", SubsystemKind::Discovery => "Discovery" },
+        "listen_addresses": listeners.collect::<Vec<_>>(),
+        "allow_any_host": config.allow_any_host,
+        "hosts": hosts.collect::<Vec<_>>(),
+    });
+    if let (SubsystemKind::Nvm, Some(object)) = (config.kind, value.as_object_mut()) {
+        let namespaces: Vec<_> = config.namespaces.values().map(|ns| namespace(ns, true)).collect();
+        for (key, value) in [
+            ("serial_number", json!(config.serial_number)),
+            ("model_number", json!(config.model_number)),
+            ("max_namespaces", json!(config.max_namespaces)),
+            ("passthrough", json!(false)),
+            ("min_cntlid", json!(config.min_cntlid)),
+            ("max_cntlid", json!(config.max_cntlid)),
+            ("dmrsl", json!(0)),
+            ("wzsl", json!(WZSL)),
+            ("namespaces", json!(namespaces)),
+        ] {
+            object.insert(key.to_owned(), value);
+        }
+    }
+    value
+}
+
+/// `compatible`: with SPDK's older `name` beside `bdev_name`.
+fn namespace(ns: &NamespaceConfig, compatible: bool) -> Value {
+    let bdev = ns.descriptor.shared().name();
+    let mut value =
+        json!({ "nsid": ns.nsid.0, "bdev_name": bdev, "nguid": hex(&ns.nguid), "uuid": ns.uuid.to_string() });
+    if let Some(object) = value.as_object_mut() {
+        if compatible {
+            object.insert("name".to_owned(), json!(bdev));
+        }
+        if ns.eui64 != [0; 8] {
+            object.insert("eui64".to_owned(), json!(hex(&ns.eui64)));
+        }
+    }
+    value
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing into a string does not fail.
+        write!(text, "{byte:02X}").ok();
+        text
+    })
+}

@@ -1,0 +1,324 @@
+//! Subsystems: made, changed, deleted.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use penstock_reactor::ReactorError;
+use penstock_spec::nvmf::Nqn;
+use penstock_spec::nvmf::discovery::TrType;
+
+use super::params::{CreateSubsystem, ListenAddress, Namespace};
+use super::{Portal, Target, TargetError, parse_nqn};
+use crate::config::{
+    HOSTS_MAX, HostConfig, LISTENERS_MAX, ListenerConfig, NAMESPACES_DEFAULT, NamespaceConfig, Nsid,
+    PORTALS_MAX, SUBSYSTEMS_MAX, SubsystemConfig, SubsystemKind,
+};
+use crate::group::GroupCell;
+
+impl Target {
+    /// `nvmf_create_subsystem`.
+    ///
+    /// # Errors
+    /// A parameter that makes no sense, a name that is taken, [`TargetError::Full`].
+    pub async fn create_subsystem(&self, params: &CreateSubsystem) -> Result<(), TargetError> {
+        let nqn = parse_nqn("nqn", &params.nqn)?;
+        params.check()?;
+        let mut config = SubsystemConfig::new(nqn, SubsystemKind::Nvm);
+        config.serial_number.clone_from(&params.serial_number);
+        config.model_number.clone_from(&params.model_number);
+        config.allow_any_host = params.allow_any_host;
+        (config.min_cntlid, config.max_cntlid) = (params.min_cntlid, params.max_cntlid);
+        config.max_namespaces =
+            if params.max_namespaces == 0 { NAMESPACES_DEFAULT } else { params.max_namespaces };
+        let config = Arc::new(config);
+        {
+            let mut state = self.0.state.borrow_mut();
+            if state.subsystems.contains_key(&nqn) {
+                return Err(TargetError::SubsystemExists { nqn: nqn.to_string() });
+            }
+            if state.subsystems.len() > SUBSYSTEMS_MAX {
+                let owner = "the target".to_owned();
+                return Err(TargetError::Full { what: "subsystems", owner, max: SUBSYSTEMS_MAX });
+            }
+            state.subsystems.insert(nqn, Arc::clone(&config));
+        }
+        let answers = self.publish_config(&config);
+        self.all(answers, "create a subsystem").await.map(drop)
+    }
+
+    /// `nvmf_delete_subsystem`: its connections end, its bdevs are let go.
+    ///
+    /// # Errors
+    /// [`TargetError::NoSubsystem`]; [`TargetError::TimedOut`] when I/O does not end.
+    pub async fn delete_subsystem(&self, nqn: &str) -> Result<(), TargetError> {
+        let config = self.subsystem(nqn)?;
+        if config.kind == SubsystemKind::Discovery {
+            return Err(TargetError::Discovery { what: "be deleted" });
+        }
+        let name = config.nqn;
+        self.0.state.borrow_mut().subsystems.remove(&name);
+        let mut answers = self.publish(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.remove_subsystem(&name);
+            }
+        });
+        answers.extend(self.publish_discovery());
+        let what = format!("subsystem {name}'s I/O");
+        self.all(answers, &what).await?;
+        for listener in &config.listeners {
+            self.close_portal(listener.addr).await?;
+        }
+        drop(config);
+        self.wait_until(&what, GroupCell::is_drained).await
+    }
+
+    /// `nvmf_subsystem_add_ns`; returns the NSID.
+    ///
+    /// # Errors
+    /// A bdev that cannot be claimed, an NSID or identifier that is taken or cannot be.
+    pub async fn add_ns(&self, nqn: &str, params: &Namespace) -> Result<u32, TargetError> {
+        let subsystem = self.nvm_subsystem(nqn, "have namespaces")?;
+        let nsid = free_nsid(&subsystem, params.nsid)?;
+        let bdev = |source| TargetError::Bdev {
+            name: params.bdev_name.clone(),
+            nqn: subsystem.nqn.to_string(),
+            source,
+        };
+        let found = self.0.registry.find(&params.bdev_name).map_err(bdev)?;
+        let identity = params.identity(found.shared().uuid())?;
+        drop(found);
+        let owner = format!("NVMe-oF subsystem {}", subsystem.nqn);
+        let descriptor = self.0.registry.claim(&params.bdev_name, &owner).map_err(bdev)?;
+        let info = descriptor.shared().info();
+        let namespace = NamespaceConfig {
+            nsid,
+            descriptor,
+            blocks: info.blocks,
+            block_bytes: info.block_bytes,
+            uuid: identity.uuid,
+            nguid: identity.nguid,
+            eui64: identity.eui64,
+            anagrpid: 1,
+        };
+        let ((), answers) = self.change(&subsystem.nqn, |config| {
+            config.namespaces.insert(nsid, namespace);
+            Ok(())
+        })?;
+        self.all(answers, "add a namespace").await?;
+        Ok(nsid.0)
+    }
+
+    /// `nvmf_subsystem_remove_ns`: returns when none of its I/O is under way.
+    ///
+    /// # Errors
+    /// [`TargetError::Missing`]; [`TargetError::TimedOut`] when I/O does not end.
+    pub async fn remove_ns(&self, nqn: &str, nsid: u32) -> Result<(), TargetError> {
+        let name = self.nvm_subsystem(nqn, "have namespaces")?.nqn;
+        let (removed, answers) = self.change(&name, |config| {
+            config.namespaces.remove(&Nsid(nsid)).ok_or_else(|| missing(config, format!("namespace {nsid}")))
+        })?;
+        drop(removed);
+        self.all(answers, "remove a namespace").await?;
+        self.wait_until(&format!("I/O of namespace {nsid} of {name}"), GroupCell::is_drained).await
+    }
+
+    /// `nvmf_subsystem_add_host`.
+    ///
+    /// # Errors
+    /// [`TargetError::Present`], [`TargetError::Full`], a name that is none.
+    pub async fn add_host(&self, nqn: &str, host: &str) -> Result<(), TargetError> {
+        let host = parse_nqn("host", host)?;
+        let name = self.nvm_subsystem(nqn, "have a list of hosts")?.nqn;
+        let ((), mut answers) = self.change(&name, |config| {
+            if config.hosts.len() >= HOSTS_MAX {
+                let owner = format!("subsystem {name}");
+                return Err(TargetError::Full { what: "hosts", owner, max: HOSTS_MAX });
+            }
+            if config.hosts.insert(host, HostConfig { nqn: host }).is_some() {
+                let what = format!("host {host}");
+                return Err(TargetError::Present { nqn: name.to_string(), what });
+            }
+            Ok(())
+        })?;
+        answers.extend(self.publish_discovery());
+        self.all(answers, "add a host").await.map(drop)
+    }
+
+    /// `nvmf_subsystem_remove_host`: its connections end, unless any host is allowed.
+    ///
+    /// # Errors
+    /// [`TargetError::Missing`].
+    pub async fn remove_host(&self, nqn: &str, host: &str) -> Result<(), TargetError> {
+        let host = parse_nqn("host", host)?;
+        let name = self.nvm_subsystem(nqn, "have a list of hosts")?.nqn;
+        let (_, mut answers) = self.change(&name, |config| {
+            config.hosts.remove(&host).ok_or_else(|| missing(config, format!("host {host}")))
+        })?;
+        answers.extend(self.publish_discovery());
+        self.all(answers, "remove a host").await.map(drop)
+    }
+
+    /// `nvmf_subsystem_allow_any_host`; hosts that are not on the list lose their connections when it is switched off.
+    ///
+    /// # Errors
+    /// [`TargetError::NoSubsystem`].
+    pub async fn allow_any_host(&self, nqn: &str, allow: bool) -> Result<(), TargetError> {
+        let name = self.nvm_subsystem(nqn, "be closed to hosts")?.nqn;
+        let ((), mut answers) = self.change(&name, |config| {
+            config.allow_any_host = allow;
+            Ok(())
+        })?;
+        answers.extend(self.publish_discovery());
+        self.all(answers, "allow any host").await.map(drop)
+    }
+
+    /// `nvmf_subsystem_add_listener`; returns the address with the port that was picked where 0 was asked for.
+    ///
+    /// # Errors
+    /// An address that cannot be had, [`TargetError::Present`], [`TargetError::NoTransport`].
+    pub async fn add_listener(&self, nqn: &str, address: &ListenAddress) -> Result<SocketAddr, TargetError> {
+        let wanted = address.addr()?;
+        let subsystem = self.subsystem(nqn)?;
+        if self.0.state.borrow().options.is_none() {
+            return Err(TargetError::NoTransport { trtype: "TCP".to_owned() });
+        }
+        if subsystem.listeners.iter().any(|listener| listener.addr == wanted) {
+            return Err(present(&subsystem, wanted));
+        }
+        if subsystem.listeners.len() >= LISTENERS_MAX {
+            let owner = format!("subsystem {}", subsystem.nqn);
+            return Err(TargetError::Full { what: "listeners", owner, max: LISTENERS_MAX });
+        }
+        let (addr, portid) = self.open_portal(wanted).await?;
+        let changed = self.change(&subsystem.nqn, |config| {
+            if config.listeners.iter().any(|listener| listener.addr == addr) {
+                return Err(present(config, addr));
+            }
+            config.listeners.push(ListenerConfig { portid, trtype: TrType::TCP, addr });
+            Ok(())
+        });
+        let mut answers = match changed {
+            Ok(((), answers)) => answers,
+            Err(error) => {
+                self.close_portal(addr).await?;
+                return Err(error);
+            }
+        };
+        answers.extend(self.publish_discovery());
+        self.all(answers, "add a listener").await?;
+        Ok(addr)
+    }
+
+    /// `nvmf_subsystem_remove_listener`. Connections that came in there stay until they end, as with SPDK's they would
+    /// not: hosts are told by the discovery log.
+    ///
+    /// # Errors
+    /// [`TargetError::Missing`].
+    pub async fn remove_listener(&self, nqn: &str, address: &ListenAddress) -> Result<(), TargetError> {
+        let addr = address.addr()?;
+        let name = self.subsystem(nqn)?.nqn;
+        let ((), mut answers) = self.change(&name, |config| {
+            let before = config.listeners.len();
+            config.listeners.retain(|listener| listener.addr != addr);
+            if config.listeners.len() == before {
+                return Err(missing(config, format!("listener {addr}")));
+            }
+            Ok(())
+        })?;
+        answers.extend(self.publish_discovery());
+        self.all(answers, "remove a listener").await?;
+        self.close_portal(addr).await
+    }
+
+    /// Listens on an address unless it is listened on already.
+    async fn open_portal(&self, wanted: SocketAddr) -> Result<(SocketAddr, u16), TargetError> {
+        let (portid, reactor) = {
+            let state = self.0.state.borrow();
+            if let Some(portal) = state.portals.get(&wanted) {
+                return Ok((wanted, portal.portid));
+            }
+            let used = |id: &u16| state.portals.values().any(|portal| portal.portid == *id);
+            let free = (1..=u16::MAX).find(|id| !used(id)).filter(|_| state.portals.len() < PORTALS_MAX);
+            let owner = "the target".to_owned();
+            let portid = free.ok_or(TargetError::Full { what: "portals", owner, max: PORTALS_MAX })?;
+            (portid, usize::from(portid) % self.0.reactors.len().max(1))
+        };
+        let what = format!("listen on {wanted}");
+        let Some(handle) = self.0.reactors.get(reactor) else {
+            return Err(TargetError::NoTransport { trtype: "TCP".to_owned() });
+        };
+        let listening = handle
+            .call(move |cx| match GroupCell::of(cx) {
+                Some(cell) => cell.listen(wanted, portid),
+                None => Err(ReactorError::Gone { reactor: cx.id() }),
+            })
+            .await;
+        let addr = listening.and_then(|addr| addr).map_err(TargetError::reactor(what))?;
+        self.0.state.borrow_mut().portals.insert(addr, Portal { portid, reactor });
+        Ok((addr, portid))
+    }
+
+    /// Listens no more on an address that no subsystem uses.
+    async fn close_portal(&self, addr: SocketAddr) -> Result<(), TargetError> {
+        let portal = {
+            let mut state = self.0.state.borrow_mut();
+            let used =
+                state.subsystems.values().any(|config| config.listeners.iter().any(|l| l.addr == addr));
+            if used {
+                return Ok(());
+            }
+            state.portals.remove(&addr)
+        };
+        let Some((portal, handle)) = portal.and_then(|p| Some((p, self.0.reactors.get(p.reactor)?))) else {
+            return Ok(());
+        };
+        let closed =
+            handle.call(move |cx| GroupCell::of(cx).is_some_and(|cell| cell.unlisten(portal.portid)));
+        closed.await.map(drop).map_err(TargetError::reactor(format!("stop listening on {addr}")))
+    }
+
+    fn nvm_subsystem(&self, nqn: &str, what: &'static str) -> Result<Arc<SubsystemConfig>, TargetError> {
+        let config = self.subsystem(nqn)?;
+        if config.kind == SubsystemKind::Discovery {
+            return Err(TargetError::Discovery { what });
+        }
+        Ok(config)
+    }
+
+    /// Names of all subsystems, in order.
+    #[must_use]
+    pub fn subsystem_names(&self) -> Vec<Nqn> {
+        self.0.state.borrow().subsystems.keys().copied().collect()
+    }
+}
+
+/// The NSID asked for, or the first free one.
+fn free_nsid(config: &SubsystemConfig, wanted: Option<u32>) -> Result<Nsid, TargetError> {
+    let max = config.max_namespaces;
+    let nqn = config.nqn.to_string();
+    let Some(wanted) = wanted.filter(|nsid| *nsid != 0) else {
+        let free = (1..=max).map(Nsid).find(|nsid| !config.namespaces.contains_key(nsid));
+        let owner = format!("subsystem {nqn}");
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        return free.ok_or(TargetError::Full { what: "namespaces", owner, max });
+    };
+    if wanted > max {
+        return Err(TargetError::Invalid {
+            parameter: "nsid",
+            value: wanted.to_string(),
+            allowed: format!("1 to {max} (max_namespaces of subsystem {nqn})"),
+        });
+    }
+    if config.namespaces.contains_key(&Nsid(wanted)) {
+        return Err(TargetError::Present { nqn, what: format!("a namespace {wanted}") });
+    }
+    Ok(Nsid(wanted))
+}
+
+fn missing(config: &SubsystemConfig, what: String) -> TargetError {
+    TargetError::Missing { nqn: config.nqn.to_string(), what }
+}
+
+fn present(config: &SubsystemConfig, addr: SocketAddr) -> TargetError {
+    TargetError::Present { nqn: config.nqn.to_string(), what: format!("a listener {addr}") }
+}

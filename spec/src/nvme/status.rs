@@ -318,6 +318,7 @@ statuses! { ALL:
         CONTROLLER_SUSPENDED = 0x39, "Controller Suspended";
         CONTROLLER_NOT_SUSPENDED = 0x3a, "Controller Not Suspended";
         CONTROLLER_DATA_QUEUE_FULL = 0x3b, "Controller Data Queue Full";
+        STREAM_RESOURCE_ALLOCATION_FAILED = 0x7f, "Stream Resource Allocation Failed";
         CONFLICTING_ATTRIBUTES = 0x80, "Conflicting Attributes";
         INVALID_PROTECTION_INFORMATION = 0x81, "Invalid Protection Information";
         ATTEMPTED_WRITE_TO_READ_ONLY_RANGE = 0x82, "Attempted Write to Read Only Range";

@@ -132,7 +132,7 @@ bits! {
     /// Completion dword 0 of a successful Connect.
     pub struct ConnectResult(u32) {
         cntlid / with_cntlid: u16 @ 0, 16, "Controller ID allocated to the host";
-        atr / with_atr: bool @ 17, 1, "Authentication and, with it, a secure channel are required (ATR)";
+        atr / with_atr: bool @ 17, 1, "Authentication Transaction Required (ATR)";
         ascr / with_ascr: bool @ 18, 1, "Authentication and Secure Channel Required (ASCR)";
     }
 }

@@ -99,6 +99,17 @@ pub(crate) enum BdevCommand {
         /// Its new length, like 8G; none: what its file or device has got
         size: Option<String>,
     },
+    /// Set ceilings of a bdev's I/O; 0 takes one away
+    Qos {
+        /// Name, alias or UUID
+        name: String,
+        /// Reads and writes per second
+        #[arg(long, value_name = "N")]
+        iops: Option<u64>,
+        /// MiB read and written per second
+        #[arg(long, value_name = "N")]
+        mib: Option<u64>,
+    },
     /// What bdevs did since the last reset
     Stat {
         /// Begin anew afterwards
@@ -118,6 +129,22 @@ pub(crate) enum CreateCommand {
         /// Bytes of a block: 512 or 4096
         #[arg(long, default_value_t = 512)]
         block_size: u32,
+    },
+    /// On a file or block device
+    Uring {
+        /// Its name
+        name: String,
+        /// The file or device
+        file: std::path::PathBuf,
+        /// Make the file with this length, all holes, where it does not exist
+        #[arg(long, value_name = "SIZE")]
+        size: Option<String>,
+        /// Bytes of a block: 512 or 4096 (default: the device's own)
+        #[arg(long)]
+        block_size: Option<u32>,
+        /// Never write to it
+        #[arg(long)]
+        readonly: bool,
     },
     /// In memory
     Malloc {

@@ -32,6 +32,11 @@ pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: BdevCommand) 
             let blocks = client.call("penstock_bdev_resize", json!({"name": name, "bytes": size}))?;
             out.show(&blocks, |value| format!("{name} has {}\n", bytes(number_of(value, "bytes"))))
         }
+        BdevCommand::Qos { name, iops, mib } => {
+            let params = json!({"name": name, "rw_ios_per_sec": iops, "rw_mbytes_per_sec": mib});
+            client.call("bdev_set_qos_limit", params)?;
+            out.line("done")
+        }
         BdevCommand::Stat { reset } => {
             let reset_mode = if reset { "all" } else { "none" };
             let value = client.call("bdev_get_iostat", json!({"reset_mode": reset_mode}))?;
@@ -46,6 +51,14 @@ fn size_of(text: &str) -> Result<usize, CliError> {
 
 fn create(command: CreateCommand) -> Result<(&'static str, Value), CliError> {
     let (method, name, size, block_size) = match command {
+        CreateCommand::Uring { name, file, size, block_size, readonly } => {
+            // The daemon has a working directory of its own.
+            let file = std::path::absolute(&file).map_err(|source| CliError::File { path: file, source })?;
+            let size_mib = size.as_deref().map(size_of).transpose()?.map(|bytes| bytes >> 20);
+            let params = json!({"name": name, "filename": file, "block_size": block_size,
+                "create_size_mib": size_mib, "readonly": readonly});
+            return Ok(("bdev_uring_create", params));
+        }
         CreateCommand::Null { name, size, block_size } => ("bdev_null_create", name, size, block_size),
         CreateCommand::Malloc { name, size, block_size } => ("bdev_malloc_create", name, size, block_size),
     };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use penstock_bdev::{Registry, Subscription};
+use penstock_nvmf::target::Target;
 use penstock_reactor::{Clock, PollMode, ReactorHandle};
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
@@ -49,6 +50,8 @@ pub struct App {
     pub log: Log,
     /// All bdevs.
     pub registry: Registry,
+    /// The NVMe-oF target.
+    pub target: Target,
     /// The last notifications.
     pub notes: Rc<Notes>,
     /// Since when statistics count.
@@ -76,7 +79,9 @@ impl App {
         let notes = Rc::new(Notes::default());
         let recorder = Rc::clone(&notes);
         let subscription = registry.subscribe(move |event| recorder.record(event));
+        let target = Target::new(parts.reactors.clone(), registry.clone());
         Rc::new(Self {
+            target,
             reactors: parts.reactors,
             clock: parts.clock,
             poll_mode: parts.poll_mode,

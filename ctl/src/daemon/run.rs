@@ -204,6 +204,10 @@ impl Signals {
 
 /// Ends the I/O, makes what was written durable, and closes everything, from the top down.
 async fn drain(app: &Rc<App>) {
+    if let Err(error) = app.target.drain().await {
+        let error = crate::rpc::error::chain(&error);
+        tracing::warn!(error, "hosts were cut off");
+    }
     let bdevs = app.registry.list();
     for bdev in bdevs.iter().rev() {
         let name = bdev.shared().name();

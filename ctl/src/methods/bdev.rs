@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use penstock_bdev::qos::limits_json;
 use penstock_bdev::{Bdev, BdevError, Op};
 use serde_json::{Map, Value, json};
 
@@ -90,7 +91,7 @@ fn describe(app: &App, bdev: &dyn Bdev) -> Result<Value, RpcError> {
         "num_blocks": shared.blocks(),
         "uuid": shared.uuid().to_string(),
         "optimal_io_boundary": caps.boundary_blocks,
-        "assigned_rate_limits": rate_limits(app, shared.name()),
+        "assigned_rate_limits": limits_json(shared),
         "claimed": owner.is_some(),
         "users": users,
         "zoned": false,
@@ -103,10 +104,6 @@ fn describe(app: &App, bdev: &dyn Bdev) -> Result<Value, RpcError> {
         members.insert("claimed_by".to_owned(), json!(owner));
     }
     Ok(value)
-}
-
-fn rate_limits(_app: &App, _name: &str) -> Value {
-    json!({"rw_ios_per_sec": 0, "rw_mbytes_per_sec": 0, "r_mbytes_per_sec": 0, "w_mbytes_per_sec": 0})
 }
 
 /// The bdevs of these names, or all.

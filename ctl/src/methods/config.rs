@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use penstock_bdev::Bdev;
+use penstock_bdev::qos::{QosLimits, limits_json};
 use penstock_reactor::PollMode;
 use serde_json::{Value, json};
 
@@ -13,7 +15,8 @@ use crate::rpc::param::Off;
 use crate::rpc::{Kind, RpcError, Table};
 
 /// The subsystems in order of initialisation, and what each stands on.
-pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 2] = [("penstock", &[]), ("bdev", &["penstock"])];
+pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 3] =
+    [("penstock", &[]), ("bdev", &["penstock"]), ("nvmf", &["bdev"])];
 
 params! {
     /// Of `framework_get_config`.
@@ -116,6 +119,7 @@ pub(crate) fn live(app: &Rc<App>) -> Calls {
     let parts = SUBSYSTEMS.map(|(name, _)| {
         let calls = match name {
             "bdev" => bdevs(app),
+            "nvmf" => nvmf(app),
             _ => reactors(app),
         };
         SubsystemCalls { subsystem: name.to_owned(), config: Some(calls) }
@@ -140,8 +144,30 @@ fn bdevs(app: &Rc<App>) -> Vec<Call> {
     let configs =
         app.registry.list().into_iter().filter(|bdev| !bdev.shared().is_removed()).map(|bdev| bdev.config());
     // A part of a split has none of its own.
-    configs
+    let made = configs
         .filter(|(method, _)| !method.is_empty())
-        .map(|(method, params)| Call { method: method.to_owned(), params: Some(params) })
-        .collect()
+        .map(|(method, params)| Call { method: method.to_owned(), params: Some(params) });
+    made.chain(ceilings(app)).collect()
+}
+
+/// What bdev_set_qos_limit set.
+fn ceilings(app: &Rc<App>) -> Vec<Call> {
+    let limited = app
+        .registry
+        .list()
+        .into_iter()
+        .filter(|bdev| !bdev.shared().is_removed() && bdev.shared().qos_limits() != QosLimits::default());
+    let call = |bdev: std::sync::Arc<dyn Bdev>| {
+        let mut params = limits_json(bdev.shared());
+        if let Some(members) = params.as_object_mut() {
+            members.insert("name".to_owned(), json!(bdev.shared().name()));
+        }
+        Call { method: "bdev_set_qos_limit".to_owned(), params: Some(params) }
+    };
+    limited.map(call).collect()
+}
+
+fn nvmf(app: &Rc<App>) -> Vec<Call> {
+    let calls = app.target.config_calls().into_iter();
+    calls.map(|(method, params)| Call { method: method.to_owned(), params: Some(params) }).collect()
 }

@@ -4,7 +4,9 @@ use std::rc::Rc;
 
 use penstock_bdev::malloc::{Malloc, MallocOptions};
 use penstock_bdev::null::{Null, NullOptions};
+use penstock_bdev::qos::{self, QosOptions};
 use penstock_bdev::rpc::{self, NameOptions, ResizeOptions};
+use penstock_bdev::uring::{Uring, UringOptions};
 use serde_json::{Value, json};
 
 use crate::daemon::App;
@@ -97,6 +99,48 @@ describe! {
     }
 }
 
+describe! {
+    uring_create {
+        /// Name of the new bdev.
+        name: String,
+        /// Path of the file or block device.
+        filename: String,
+        /// Length of a logical block in bytes: 512 or 4096. Default: the device's own.
+        block_size: Option<u32>,
+        /// Its identity. Default: a random one.
+        uuid: Option<String>,
+        /// Whether it is never written. Default: false.
+        readonly: Option<bool>,
+        /// A file that does not exist is made with so many MiB, all holes. Default: it must exist.
+        create_size_mib: Option<u64>,
+        /// io_uring or threads. Default: io_uring where the kernel allows it.
+        engine: Option<String>,
+        /// Unmap and write zeroes are always done where the file system can.
+        fallocate: Option<bool>,
+        /// Without meaning here.
+        nowait: Option<bool>,
+    }
+}
+
+describe! {
+    qos_limit {
+        /// Name, alias or UUID of the bdev.
+        name: String,
+        /// Reads and writes per second; 0: no ceiling. What is not given stays as it is.
+        rw_ios_per_sec: Option<u64>,
+        /// Reads per second.
+        r_ios_per_sec: Option<u64>,
+        /// Writes per second.
+        w_ios_per_sec: Option<u64>,
+        /// MiB read and written per second.
+        rw_mbytes_per_sec: Option<u64>,
+        /// MiB read per second.
+        r_mbytes_per_sec: Option<u64>,
+        /// MiB written per second.
+        w_mbytes_per_sec: Option<u64>,
+    }
+}
+
 pub(crate) fn add(table: &mut Table<Rc<App>>) {
     table
         .add(
@@ -152,6 +196,49 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
             "Deletes a malloc bdev and what it holds.",
             name_only(),
             |app, options| delete(app, options, "Malloc disk"),
+        )
+        .add_described(
+            "bdev_uring_create",
+            Kind::Change,
+            "Makes a bdev on a file or block device; answers its name.",
+            uring_create(),
+            create_uring,
+        )
+        .add_described(
+            "bdev_uring_rescan",
+            Kind::Change,
+            "Looks what length the file or device has now.",
+            name_only(),
+            rescan,
+        )
+        .add_described(
+            "bdev_uring_delete",
+            Kind::Change,
+            "Closes the file or device; what it holds stays.",
+            name_only(),
+            |app, options| delete(app, options, Uring::PRODUCT),
+        )
+        .add_described(
+            "bdev_aio_create",
+            Kind::Change,
+            "As bdev_uring_create, under SPDK's other name.",
+            uring_create(),
+            create_uring,
+        )
+        .add_described("bdev_aio_rescan", Kind::Change, "As bdev_uring_rescan.", name_only(), rescan)
+        .add_described(
+            "bdev_aio_delete",
+            Kind::Change,
+            "As bdev_uring_delete.",
+            name_only(),
+            |app, options| delete(app, options, Uring::PRODUCT),
+        )
+        .add_described(
+            "bdev_set_qos_limit",
+            Kind::Change,
+            "Sets ceilings of a bdev's I/O, shared fairly by its users.",
+            qos_limit(),
+            set_qos_limit,
         );
 }
 
@@ -193,4 +280,18 @@ async fn resize_any(app: Rc<App>, params: ResizeAny) -> Result<Value, RpcError> 
     }
     let blocks = app.registry.resize(&params.name, blocks)?;
     Ok(json!({"bytes": blocks.saturating_mul(block_bytes)}))
+}
+
+async fn create_uring(app: Rc<App>, options: UringOptions) -> Result<Value, RpcError> {
+    Ok(json!(Uring::create(&app.registry, options)?))
+}
+
+async fn rescan(app: Rc<App>, options: NameOptions) -> Result<Value, RpcError> {
+    rpc::rescan(&app.registry, &options)?;
+    Ok(Value::Bool(true))
+}
+
+async fn set_qos_limit(app: Rc<App>, options: QosOptions) -> Result<Value, RpcError> {
+    qos::set_limits(&app.registry, &options)?;
+    Ok(Value::Bool(true))
 }

@@ -7,6 +7,7 @@ pub mod framework;
 pub mod histogram;
 pub mod iostat;
 pub mod log;
+pub mod nvmf;
 pub mod reactor;
 pub mod trace;
 
@@ -28,6 +29,7 @@ pub fn table() -> Table<Rc<App>> {
     iostat::add(&mut table);
     histogram::add(&mut table);
     create::add(&mut table);
+    nvmf::add(&mut table);
     table
 }
 

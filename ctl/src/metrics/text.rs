@@ -228,7 +228,7 @@ fn bdevs(app: &App) -> Vec<Family> {
 /// Our buckets, in those of the metrics: upper end in seconds, and how many fell into that one.
 fn cumulate(histogram: &Histogram) -> Vec<(f64, u64)> {
     let mut counts: Vec<(f64, u64)> =
-        BUCKETS_NS.iter().map(|ns| (to_seconds(*ns), 0)).chain([(f64::MAX, 0)]).collect();
+        BUCKETS_NS.iter().map(|ns| (to_seconds(*ns), 0)).chain([(f64::INFINITY, 0)]).collect();
     for (_, high, count) in histogram.iter() {
         let index = BUCKETS_NS.partition_point(|end| *end < high);
         if let Some(bucket) = counts.get_mut(index) {

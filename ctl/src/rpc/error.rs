@@ -109,17 +109,23 @@ pub mod errno {
     pub const TIMEDOUT: i32 = 110;
 }
 
+/// The code of a bdev's error.
+pub(crate) fn bdev_code(error: &BdevError) -> i64 {
+    let errno = match error {
+        BdevError::NotFound { .. } => errno::NODEV,
+        BdevError::Exists { .. } => errno::EXIST,
+        BdevError::Claimed { .. } | BdevError::InUse { .. } | BdevError::Removing { .. } => errno::BUSY,
+        BdevError::Unsupported { .. } => errno::OPNOTSUPP,
+        BdevError::Full { .. } => errno::NOSPC,
+        BdevError::Invalid { .. } | BdevError::WrongKind { .. } => return INVALID_PARAMS,
+        BdevError::Os { source, .. } => source.raw_os_error().unwrap_or(errno::IO),
+        _ => return INTERNAL_ERROR,
+    };
+    -i64::from(errno)
+}
+
 impl From<BdevError> for RpcError {
     fn from(error: BdevError) -> Self {
-        let errno = match &error {
-            BdevError::NotFound { .. } => errno::NODEV,
-            BdevError::Exists { .. } => errno::EXIST,
-            BdevError::Claimed { .. } | BdevError::InUse { .. } | BdevError::Removing { .. } => errno::BUSY,
-            BdevError::Unsupported { .. } => errno::OPNOTSUPP,
-            BdevError::Invalid { .. } => return Self::of(INVALID_PARAMS, &error),
-            BdevError::Os { source, .. } => source.raw_os_error().unwrap_or(errno::IO),
-            _ => return Self::of(INTERNAL_ERROR, &error),
-        };
-        Self::of(-i64::from(errno), &error)
+        Self::of(bdev_code(&error), &error)
     }
 }

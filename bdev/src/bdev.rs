@@ -1,5 +1,6 @@
 //! What a block device is to those who use it, and what all of them share.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -19,7 +20,7 @@ use crate::stat::ChannelStats;
 pub(crate) const REACTORS_MAX: usize = 256;
 
 /// A kind of block device: the part that a module's author writes (see docs/bdev-module.md).
-pub trait Bdev: Send + Sync + fmt::Debug {
+pub trait Bdev: Any + Send + Sync + fmt::Debug {
     /// Name, geometry, state and statistics.
     fn shared(&self) -> &Arc<Shared>;
 

@@ -22,11 +22,15 @@ mod registry;
 mod sg;
 mod stat;
 
+pub mod delay;
+pub mod inject;
 pub mod malloc;
 pub mod null;
+pub mod passthru;
 pub mod qos;
 pub mod reservation;
 pub mod rpc;
+pub mod split;
 pub mod uring;
 
 pub use bdev::{Bdev, BdevInfo, Shared, SharedConfig};

@@ -148,6 +148,14 @@ impl BdevChannel {
         self.abort_parent(tag) || self.inner.abort(tag)
     }
 
+    /// Ends early what can be ended early of everything under way; each completes out of [`Self::poll`]. For filters
+    /// that are reset themselves; others submit an [`Op::Reset`].
+    pub fn abort_all(&mut self) {
+        self.end_all_waiting(IoStatus::Aborted);
+        self.abort_parents(IoStatus::Aborted);
+        self.inner.reset();
+    }
+
     /// I/Os under way.
     #[inline]
     #[must_use]
@@ -380,9 +388,7 @@ impl BdevChannel {
     }
 
     fn begin_reset(&mut self, io: Box<Io>) {
-        self.end_all_waiting(IoStatus::Aborted);
-        self.abort_parents(IoStatus::Aborted);
-        self.inner.reset();
+        self.abort_all();
         self.resetting = Some(io);
     }
 

@@ -10,6 +10,7 @@ use crate::msg::{PollMode, ReactorHandle, ReactorId, Shared};
 use crate::poller::{Poller, Rest};
 use crate::stat::STALL_NS;
 use crate::sys::affinity;
+use crate::sys::numa::NumaTopology;
 use crate::trace::{TracePoint, TraceRecord};
 
 /// Messages handled in one turn at most.
@@ -98,7 +99,10 @@ impl Reactor {
         let join = thread
             .spawn(move || {
                 crate::mem::never_wait();
-                let pinned = config.core.map_or(Ok(()), affinity::pin);
+                let pinned = config.core.map_or(Ok(()), |core| {
+                    crate::mem::bind_thread_to_node(NumaTopology::system().node_of_core(core));
+                    affinity::pin(core)
+                });
                 match pinned.and_then(|()| Self::with_shared(&config, shared)) {
                     Ok(mut reactor) => {
                         drop(ready.send(Ok(())));

@@ -2,6 +2,8 @@
 //! value that the memory model lets them see. A lost wake-up shows as a deadlock. The file checked is the one that the
 //! reactor is built from, with loom's atomics in place of the standard library's.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking, as tests do")]
+
 mod atomics {
     pub(crate) use loom::sync::atomic::{AtomicBool, Ordering, fence};
 }

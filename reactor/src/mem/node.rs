@@ -9,6 +9,7 @@ use super::arena::{ARENA_BYTES, Arena, Backing, Hugepages};
 use super::buddy::Buddy;
 use super::{ORDERS, PAGE_BYTES};
 use crate::error::ReactorError;
+use crate::sys::numa::NumaTopology;
 
 /// NUMA nodes that are told apart; memory of further ones is taken from the last.
 pub(crate) const NODES_MAX: usize = 64;
@@ -34,14 +35,15 @@ pub struct MemConfig {
     pub initial_bytes: usize,
     /// Mapped per NUMA node at most, in bytes; rounded down to whole arenas, at least one.
     pub max_bytes: usize,
-    /// NUMA nodes to keep apart.
+    /// NUMA nodes to keep apart, as [`NumaTopology`] counts them.
     pub nodes: usize,
 }
 
 impl Default for MemConfig {
-    /// 64 MiB, growing to 1 GiB, one node.
+    /// 64 MiB, growing to 1 GiB, on each node of this machine.
     fn default() -> Self {
-        Self { hugepages: Hugepages::Auto, initial_bytes: 64 << 20, max_bytes: 1 << 30, nodes: 1 }
+        let nodes = NumaTopology::system().nodes_len();
+        Self { hugepages: Hugepages::Auto, initial_bytes: 64 << 20, max_bytes: 1 << 30, nodes }
     }
 }
 
@@ -101,10 +103,13 @@ pub fn init(config: MemConfig) -> Result<(), ReactorError> {
         return Ok(());
     }
     let mut nodes = Vec::new();
-    for _ in 0..config.nodes.clamp(1, NODES_MAX) {
+    for node in 0..config.nodes.clamp(1, NODES_MAX) {
         let mut arenas = Vec::with_capacity(ARENAS_MAX.min(config.max_bytes / ARENA_BYTES + 1));
-        for _ in 0..config.initial_bytes.div_ceil(ARENA_BYTES).clamp(1, ARENAS_MAX) {
-            arenas.push((Arena::map(config.hugepages)?, new_buddy()));
+        let wanted = config.initial_bytes.div_ceil(ARENA_BYTES).clamp(1, ARENAS_MAX);
+        while arenas.len() < wanted {
+            let room_bytes = (wanted - arenas.len()) * ARENA_BYTES;
+            let mapped = Arena::map(config.hugepages, node, room_bytes)?;
+            arenas.extend(mapped.into_iter().map(|arena| (arena, new_buddy())));
         }
         arenas.sort_by_key(|(arena, _)| arena.base());
         nodes.push(Node { inner: Lock::new(Inner { arenas }), misses: AtomicU64::new(0) });
@@ -135,18 +140,22 @@ pub(crate) fn never_wait() {
 /// [`ReactorError::Memory`] when the system has no more; nothing is lost.
 pub fn maintain() -> Result<(), ReactorError> {
     let memory = memory();
-    for node in &memory.nodes {
+    for (index, node) in memory.nodes.iter().enumerate() {
         let (mapped, free) = node.with(Inner::bytes);
         let wants_more = free < mapped / FREE_PART
             && mapped.saturating_add(arena_bytes()) <= to_u64(memory.config.max_bytes);
         if !wants_more {
             continue;
         }
-        let arena = Arena::map(memory.config.hugepages)?;
-        node.with(|inner| {
-            let at = inner.arenas.partition_point(|(other, _)| other.base() < arena.base());
-            inner.arenas.insert(at, (arena, new_buddy()));
-        });
+        let room_bytes =
+            memory.config.max_bytes.saturating_sub(usize::try_from(mapped).unwrap_or(usize::MAX));
+        for arena in Arena::map(memory.config.hugepages, index, room_bytes)? {
+            let buddy = new_buddy();
+            node.with(|inner| {
+                let at = inner.arenas.partition_point(|(other, _)| other.base() < arena.base());
+                inner.arenas.insert(at, (arena, buddy));
+            });
+        }
     }
     Ok(())
 }

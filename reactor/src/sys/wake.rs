@@ -108,7 +108,7 @@ impl SleepSet {
 
     /// Whether `function` returned true for all.
     fn for_each_asleep(&self, function: impl Fn(&OwnedFd) -> bool) -> bool {
-        self.asleep.borrow().iter().filter_map(Weak::upgrade).fold(true, |all, fd| function(&fd) && all)
+        self.asleep.borrow().iter().filter_map(Weak::upgrade).all(|fd| function(&fd))
     }
 }
 

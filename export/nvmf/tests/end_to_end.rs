@@ -329,6 +329,46 @@ fn rubbish_costs_its_connection_and_nothing_else() {
 }
 
 #[test]
+fn a_host_that_keeps_silent_loses_its_association_and_one_with_io_does_not() {
+    let node = Node::new(2, |_| ());
+    let mut config = host(false);
+    config.admin.kato_ms = 500;
+    let silent = BlockingController::connect(node.addr, config, TIMEOUT).unwrap();
+    let mut io: Io = silent.open_io(1, 4).unwrap();
+    for _ in 0..40 {
+        assert!(write(&mut io, 0, pattern(512, 1)).is_success(), "traffic keeps it alive");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    node.wait_for("it is gone", |stats| stats.iter().all(|stats| stats.connections == 0));
+}
+
+#[test]
+fn a_reset_controller_closes_its_io_queues_and_can_be_enabled_again() {
+    let node = Node::new(2, |_| ());
+    let mut controller = node.connect(false);
+    let _first: Io = controller.open_io(1, 4).unwrap();
+    let _second: Io = controller.open_io(2, 4).unwrap();
+    let cc = |enable: u32| command::property_set(0x14, 0x0046_0000 | enable);
+    controller.execute(cc(0), Transfer::None, None).unwrap();
+    let queues = |stats: &[GroupStats]| stats.iter().map(|stats| stats.current_io_qpairs).sum::<u32>();
+    node.wait_for("the queues are closed", |stats| queues(stats) == 0);
+    controller.execute(cc(1), Transfer::None, None).unwrap();
+    let mut again: Io = controller.open_io(1, 4).unwrap();
+    assert!(write(&mut again, 0, pattern(512, 1)).is_success());
+}
+
+#[test]
+fn an_abort_of_a_command_that_is_over_says_so() {
+    let node = Node::new(2, |_| ());
+    let mut controller = node.connect(false);
+    let _io: Io = controller.open_io(1, 4).unwrap();
+    for sqid in [0, 1, 9] {
+        let done = controller.execute(command::abort(sqid, 77), Transfer::None, None).unwrap();
+        assert_eq!(done.cqe.dw0.get() & 1, 1);
+    }
+}
+
+#[test]
 fn a_hundred_connects_and_disconnects_leave_nothing_behind() {
     let node = Node::new(2, |_| ());
     for round in 0..100 {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use penstock_reactor::net::{Interest, SocketOptions, TcpListener, TcpSocket};
 use penstock_reactor::{ReactorError, Tick};
 
-use super::{Entry, Group, GroupCell, LISTENERS_MAX, Listener};
+use super::{Entry, Group, GroupCell, LISTENERS_MAX, Listener, STUCK_NS};
 use crate::qpair::Link;
 use crate::tcp::conn::{Conn, ConnState};
 
@@ -147,6 +147,7 @@ impl Group {
             deadline: now.plus_ns(self.core.params.connect_timeout_ns),
             half_open: true,
             dirty: false,
+            moved: now,
             wants_write: false,
             paused: false,
             ending: false,
@@ -209,10 +210,15 @@ impl Group {
     /// Time-outs: connections that never connect, terminated ones whose peer does not close, dead associations.
     pub(super) fn scan(&mut self, now: Tick) {
         self.resume_listeners();
+        let starved = !self.core.starved.is_empty();
         for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
             let Some(entry) = self.entry_mut(index) else { continue };
             let dead = matches!(&entry.conn.link, Link::Io(queue) if !queue.shared.is_alive());
-            if dead || now >= entry.deadline || entry.conn.state() == ConnState::Closed {
+            let stuck = starved && entry.conn.owed_by_peer() && now.ns_since(entry.moved) > STUCK_NS;
+            if stuck {
+                tracing::warn!(peer = ?entry.sock.peer_addr(), "a host keeps buffers and does not go on: closed");
+            }
+            if dead || stuck || now >= entry.deadline || entry.conn.state() == ConnState::Closed {
                 self.close(index);
             }
         }

@@ -49,6 +49,10 @@ const RX_BYTES: usize = 256 << 10;
 const DONE_BUDGET: usize = 256;
 /// How often time-outs are looked at, in nanoseconds.
 const SCAN_NS: u64 = 250_000_000;
+/// Bytes received in one turn, after which the sockets that are left come first in the next.
+const RX_TURN_BYTES: usize = 2 << 20;
+/// While others wait for buffers, a connection whose peer keeps some and moves no byte for so long is closed.
+const STUCK_NS: u64 = 5_000_000_000;
 /// How soon requests without a buffer try again where nothing else happens, in nanoseconds.
 const STARVED_NS: u64 = 100_000;
 /// Listeners of one reactor at most; their keys in the socket group are the first.
@@ -112,6 +116,8 @@ struct Entry {
     /// Counted as half open.
     half_open: bool,
     dirty: bool,
+    /// When bytes last went through it.
+    moved: Tick,
     wants_write: bool,
     paused: bool,
     /// To be closed when everything is sent.
@@ -148,9 +154,15 @@ struct Group {
     associations: Vec<Option<Box<Association>>>,
     rx: Box<[u8]>,
     ready: Vec<Ready>,
+    /// The next of them.
+    ready_at: usize,
     done: Vec<Box<Io>>,
     again: Vec<ReqId>,
     dirty: Vec<u32>,
+    /// Those to be flushed in the next turn.
+    later: Vec<u32>,
+    /// Bytes that may still be received in this turn.
+    rx_left: usize,
     local: VecDeque<Msg>,
     outbox: VecDeque<(usize, Msg)>,
     admin_out: Vec<u8>,
@@ -218,9 +230,12 @@ impl GroupCell {
             associations: Vec::new(),
             rx: vec![0; RX_BYTES].into_boxed_slice(),
             ready: Vec::new(),
+            ready_at: 0,
             done: Vec::new(),
             again: Vec::new(),
             dirty: Vec::new(),
+            later: Vec::new(),
+            rx_left: 0,
             local: VecDeque::new(),
             outbox: VecDeque::new(),
             admin_out: Vec::new(),
@@ -303,13 +318,7 @@ impl GroupCell {
 impl Group {
     fn poll(&mut self, cx: &Cx, now: Tick) -> usize {
         self.core.now = now;
-        let mut ready = std::mem::take(&mut self.ready);
-        self.sockets.poll(&mut ready);
-        let mut work = 0;
-        for ready in &ready {
-            work += self.socket_ready(*ready, now);
-        }
-        self.ready = ready;
+        let mut work = self.read_sockets(now);
         if !self.core.starved.is_empty() {
             work += self.retry_starved();
         }
@@ -330,11 +339,12 @@ impl Group {
 
     fn rest(&self, now: Tick) -> Rest {
         let waiting = self.core.control.len() + self.local.len() + self.dirty.len();
-        if waiting > 0 {
+        if waiting > 0 || self.ready_at < self.ready.len() {
             return Rest::Never;
         }
         let soon = !self.core.starved.is_empty() || !self.outbox.is_empty();
-        let idle = self.entries.iter().all(Option::is_none);
+        let paused = self.listeners.iter().flatten().any(|listener| listener.paused);
+        let idle = !paused && self.entries.iter().all(Option::is_none);
         let until = match (soon, idle) {
             (true, _) => now.plus_ns(STARVED_NS),
             (false, true) => Tick::NEVER,

@@ -8,7 +8,7 @@ use penstock_reactor::Tick;
 use penstock_reactor::net::Ready;
 
 use super::admit::key_of;
-use super::{DONE_BUDGET, Group, LISTENERS_MAX};
+use super::{DONE_BUDGET, Group, LISTENERS_MAX, RX_TURN_BYTES};
 use crate::qpair::Link;
 use crate::status;
 use crate::tcp::PIECES_MAX;
@@ -21,8 +21,26 @@ const BULK_BYTES: u64 = 32 << 10;
 const BULK_RX_BYTES: usize = 4096;
 
 impl Group {
+    /// Receives from the sockets that are ready, within the turn's budget.
     #[inline]
-    pub(super) fn socket_ready(&mut self, ready: Ready, now: Tick) -> usize {
+    pub(super) fn read_sockets(&mut self, now: Tick) -> usize {
+        if self.ready_at >= self.ready.len() {
+            self.ready_at = 0;
+            self.sockets.poll(&mut self.ready);
+        }
+        self.rx_left = RX_TURN_BYTES;
+        let mut work = 0;
+        while self.rx_left > 0
+            && let Some(ready) = self.ready.get(self.ready_at).copied()
+        {
+            self.ready_at += 1;
+            work += self.socket_ready(ready, now);
+        }
+        work
+    }
+
+    #[inline]
+    fn socket_ready(&mut self, ready: Ready, now: Tick) -> usize {
         let Some(index) = ready.key.checked_sub(u32::try_from(LISTENERS_MAX).unwrap_or(0)) else {
             return self.accept(ready.key, now);
         };
@@ -73,6 +91,8 @@ impl Group {
             }
         };
         self.sockets.note(key_of(index), true);
+        self.rx_left = self.rx_left.saturating_sub(len);
+        entry.moved = self.core.now;
         if direct > 0 {
             entry.conn.direct_came(len.min(direct), &mut self.core);
         }
@@ -177,12 +197,20 @@ impl Group {
                 self.close(index);
                 continue;
             }
+            if entry.conn.has_waiting() {
+                entry.conn.retry_waiting(&mut self.core);
+                if !entry.conn.tx.is_empty() && !entry.wants_write {
+                    entry.dirty = true;
+                    self.later.push(index);
+                }
+            }
             if entry.paused && entry.conn.wants_bytes() {
                 entry.paused = false;
                 self.sockets.want_read(&entry.sock, key_of(index), true).ok();
             }
         }
         self.dirty.clear();
+        std::mem::swap(&mut self.dirty, &mut self.later);
     }
 
     /// Sends what a connection has; false when it is broken.
@@ -201,6 +229,7 @@ impl Group {
             let Ok(sent) = sent else { return false };
             let len = sent.unwrap_or(0);
             if len > 0 {
+                entry.moved = self.core.now;
                 entry.conn.sent(len, &mut self.core);
             }
             if len < bytes {

@@ -7,6 +7,8 @@
 //! ([`Req::is_out`](super::req::Req::is_out)) comes back exactly once by [`Conn::io_back`], even on a closed connection;
 //! after a fatal error nothing is received any more and one TermReq is the last thing sent.
 
+use std::collections::VecDeque;
+
 use penstock_bdev::Io;
 use penstock_reactor::mem::Buf;
 use penstock_spec::nvme::sgl::TcpSgl;
@@ -30,6 +32,10 @@ use crate::io_cmd::Transfer;
 const TX_BYTES_MAX: usize = 64 << 10;
 /// From so many bytes on, data is received straight into its buffer.
 const DIRECT_MIN: u32 = 4096;
+/// Bytes of data that one connection may hold in buffers; commands beyond that wait for the earlier ones, so that a
+/// host with many large I/Os, or one that stops in the middle of them, leaves room for the others.
+pub(crate) const HELD_BYTES_MAX: u64 = 8 << 20;
+const _: () = assert!(HELD_BYTES_MAX >= crate::transport_options::IO_SIZE_MAX as u64);
 /// The most header and padding in front of data.
 const PAD: [u8; 128] = [0; 128];
 
@@ -109,6 +115,10 @@ pub(crate) struct Conn<L> {
     out: u32,
     /// Bytes that R2Ts have asked for and that have not come.
     r2t_left: u64,
+    /// Bytes in its requests' buffers.
+    held: u64,
+    /// Requests that wait because it holds too much.
+    waiting: VecDeque<u16>,
     /// The request whose data in the capsule cannot be received for lack of a buffer, and what came after.
     stalled: Option<u16>,
     leftover: Vec<u8>,
@@ -134,6 +144,8 @@ impl<L> Conn<L> {
             slab: Slab::new(1),
             out: 0,
             r2t_left: 0,
+            held: 0,
+            waiting: VecDeque::new(),
             stalled: None,
             leftover: Vec::new(),
             error: None,
@@ -176,6 +188,11 @@ impl<L> Conn<L> {
     #[inline]
     pub(crate) fn r2t_left(&self) -> u64 {
         self.r2t_left
+    }
+
+    /// Whether the peer is to send data, or to take some, before buffers are free again.
+    pub(crate) fn owed_by_peer(&self) -> bool {
+        self.held > 0 && (self.r2t_left > 0 || self.rx.phase != Phase::Header || !self.tx.is_empty())
     }
 
     /// Makes room for a queue of `entries`, as its Connect said. `in_capsule_max`: bytes of data in its capsules.
@@ -398,6 +415,12 @@ impl<L> Conn<L> {
     pub(crate) fn retry<S: Sink<Link = L>>(&mut self, slot: u16, sink: &mut S) {
         let id = ReqId { conn: self.id, slot };
         let Some(req) = self.slab.get_mut(slot) else { return };
+        let len = u64::from(req.len);
+        if self.held + len > HELD_BYTES_MAX && self.held > 0 && !req.in_capsule {
+            req.state = ReqState::NeedBuffer;
+            self.waiting.push_back(slot);
+            return;
+        }
         let Some(buf) = sink.buffer(req.len) else {
             req.state = ReqState::NeedBuffer;
             if req.in_capsule {
@@ -406,6 +429,7 @@ impl<L> Conn<L> {
             sink.starved(id);
             return;
         };
+        self.held += len;
         if req.io.is_none() {
             req.io = Some(sink.io());
         }
@@ -416,6 +440,25 @@ impl<L> Conn<L> {
             (Dir::FromHost, true) => req.state = ReqState::TransferIn,
             (Dir::FromHost, false) => self.push_r2t(slot),
             _ => self.execute(slot, sink),
+        }
+    }
+
+    /// Whether requests wait because the connection holds too much.
+    #[inline]
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Lets those requests go on for which there is room now.
+    pub(crate) fn retry_waiting<S: Sink<Link = L>>(&mut self, sink: &mut S) {
+        for _ in 0..self.waiting.len() {
+            let Some(slot) = self.waiting.front().copied() else { return };
+            let len = self.slab.get(slot).map_or(0, |req| u64::from(req.len));
+            if self.held > 0 && self.held + len > HELD_BYTES_MAX {
+                return;
+            }
+            self.waiting.pop_front();
+            self.retry(slot, sink);
         }
     }
 
@@ -568,9 +611,10 @@ impl<L> Conn<L> {
     /// The first `sent` bytes of the send queue are with the kernel.
     #[inline]
     pub(crate) fn sent<S: Sink<Link = L>>(&mut self, sent: usize, sink: &mut S) {
-        let slab = &mut self.slab;
+        let (slab, held) = (&mut self.slab, &mut self.held);
         self.tx.sent(sent, |slot| {
             if let Some(io) = slab.free(slot) {
+                *held = held.saturating_sub(bytes_of(&io));
                 sink.recycle(io);
             }
         });
@@ -581,6 +625,7 @@ impl<L> Conn<L> {
         self.state = ConnState::Closed;
         self.tx.clear(|_| ());
         self.stalled = None;
+        self.waiting.clear();
         self.leftover = Vec::new();
         let used: Vec<u16> = self.slab.slots_used().collect();
         for slot in used {
@@ -598,6 +643,7 @@ impl<L> Conn<L> {
         self.tx.push(header);
         self.state = ConnState::Terminating;
         self.stalled = None;
+        self.waiting.clear();
         self.leftover = Vec::new();
         self.error = Some(error);
     }
@@ -605,6 +651,7 @@ impl<L> Conn<L> {
     #[inline]
     fn free<S: Sink<Link = L>>(&mut self, slot: u16, sink: &mut S) {
         if let Some(io) = self.slab.free(slot) {
+            self.held = self.held.saturating_sub(bytes_of(&io));
             sink.recycle(io);
         }
     }
@@ -679,6 +726,12 @@ impl<L> Conn<L> {
             self.tx.push(&crc);
         }
     }
+}
+
+/// Bytes in an I/O's buffers.
+#[inline]
+fn bytes_of(io: &Io) -> u64 {
+    u64::try_from(io.data.len_bytes()).unwrap_or(0)
 }
 
 /// The header at the beginning of `bytes`, as far as it says itself and is there.

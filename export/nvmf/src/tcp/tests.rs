@@ -362,6 +362,44 @@ fn requests_wait_for_buffers_and_the_socket_waits_with_a_capsule() {
     );
 }
 
+#[test]
+fn a_connection_holds_no_more_than_its_share_of_the_buffers() {
+    let mut side = initialized(DigestFlags(0), TcpParams::default());
+    let params = side.store.params.clone();
+    side.conn.connected(16, true, 8192, &params);
+    for cid in 0..12 {
+        let read = Sqe::new(NvmOpcode::READ.0, 1).with_sgl(SglDescriptor::transport(1 << 20));
+        side.receive(&capsule(Sqe { cid: U16::new(cid), ..read }, &[]));
+    }
+    assert_eq!((side.store.out.len(), side.store.held), (8, 8));
+    side.complete(0);
+    side.conn.retry_waiting(&mut side.store);
+    assert_eq!(side.store.held, 8, "its data is not sent yet");
+    assert!(side.conn.owed_by_peer());
+    side.send_all();
+    side.conn.retry_waiting(&mut side.store);
+    assert_eq!((side.store.out.len(), side.store.held), (8, 8));
+    for _ in 0..11 {
+        side.complete(0);
+        side.send_all();
+        side.conn.retry_waiting(&mut side.store);
+    }
+    assert_eq!((side.conn.slab().used(), side.store.held, side.conn.has_waiting()), (0, 0, false));
+}
+
+#[test]
+fn an_idle_connection_of_128_entries_costs_less_than_64_kib() {
+    let mut side = Side::new(TcpParams::default());
+    let params = side.store.params.clone();
+    side.conn.connected(128, true, 8192, &params);
+    let slots = 128 * (size_of::<Req>() + size_of::<u16>());
+    let cids = 8 << 10;
+    // Of a queue that was busy: headers of a turn (a C2HData and a response per command) and their items.
+    let sending = 128 * (2 * 24 + 2 * 32);
+    let all = size_of::<Conn<()>>() + slots + cids + sending;
+    assert!(all < 64 << 10, "{all} bytes: {} a request", size_of::<Req>());
+}
+
 /// What the host does in one step of the property test.
 #[derive(Debug, Clone)]
 struct Step {

@@ -196,6 +196,8 @@ impl Controller {
         {
             out.clear();
             let (cid, nsid) = (sqe.cid.get(), sqe.nsid.get());
+            let (opcode, cdw10) = (AdminOpcode(sqe.opc), sqe.cdw10.get());
+            tracing::debug!(cntlid = self.params.cntlid, %opcode, nsid, cdw10, cdw11 = sqe.cdw11.get(), %status, "an admin command failed");
             self.errors.record(&CommandError { sqid: 0, cid, opc: sqe.opc, nsid, lba: 0, status });
         }
         outcome
@@ -404,3 +406,6 @@ impl Controller {
         self.keep_alive.kato_ms()
     }
 }
+
+#[cfg(test)]
+mod tests;

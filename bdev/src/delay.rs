@@ -86,11 +86,11 @@ impl Delay {
     /// What [`Shared::product`] says of it.
     pub const PRODUCT: &'static str = "delay";
 
-    /// Makes and registers one: `bdev_delay_create`.
+    /// Makes and registers one: `bdev_delay_create`. Returns its name.
     ///
     /// # Errors
     /// As [`Registry::claim`] and [`Registry::register`].
-    pub fn create(registry: &Registry, options: &DelayOptions) -> Result<Arc<Self>, BdevError> {
+    pub fn create(registry: &Registry, options: &DelayOptions) -> Result<String, BdevError> {
         let base = registry.claim(&options.base_bdev_name, Self::PRODUCT)?;
         let shared = shared_over(&base, &options.name, Self::PRODUCT, options.uuid.as_deref())?;
         let latencies = [
@@ -100,12 +100,11 @@ impl Delay {
             options.p99_write_latency,
         ];
         let latencies = Arc::new(latencies.map(AtomicU64::new));
-        let bdev = Arc::new(Self { shared, base, latencies });
-        registry.register(bdev.clone(), &[])?;
-        Ok(bdev)
+        registry.register(Arc::new(Self { shared, base, latencies }), &[])?;
+        Ok(options.name.clone())
     }
 
-    /// Changes a latency: `bdev_delay_update_latency`, on a bdev that [`Registry::find`] gave.
+    /// Changes a latency: `bdev_delay_update_latency`.
     ///
     /// # Errors
     /// [`BdevError::NotFound`]; [`BdevError::WrongKind`] when the bdev is no delay.

@@ -66,6 +66,9 @@ pub struct Malloc {
 }
 
 impl Malloc {
+    /// What [`Shared::product`] says of it.
+    pub const PRODUCT: &'static str = "Malloc disk";
+
     /// Makes and registers one: `bdev_malloc_create`. Returns its name.
     ///
     /// # Errors
@@ -101,7 +104,7 @@ impl Malloc {
         };
         let shared = Shared::new(SharedConfig {
             name: name.to_owned(),
-            product: "Malloc disk",
+            product: Self::PRODUCT,
             uuid: rpc::uuid_or_random(name, options.uuid.as_deref())?,
             block_bytes: options.block_size,
             physical_block_bytes: options.physical_block_size.unwrap_or(options.block_size),

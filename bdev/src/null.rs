@@ -51,6 +51,9 @@ pub struct Null {
 }
 
 impl Null {
+    /// What [`Shared::product`] says of it.
+    pub const PRODUCT: &'static str = "Null disk";
+
     /// A null bdev of `blocks` blocks of `block_bytes` bytes.
     ///
     /// # Errors
@@ -90,7 +93,7 @@ impl Null {
         };
         let shared = Shared::new(SharedConfig {
             name: name.to_owned(),
-            product: "Null disk",
+            product: Self::PRODUCT,
             uuid,
             block_bytes,
             physical_block_bytes,

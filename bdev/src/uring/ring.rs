@@ -263,13 +263,14 @@ impl Drop for Ring {
     }
 }
 
-/// The cheapest kind of ring that this kernel offers.
+/// The cheapest kind of ring that this kernel offers and that wakes a sleeping core.
+///
+/// Not `DEFER_TASKRUN`: a completion that waits for its deferred work does not make the ring's descriptor readable, and
+/// the core would sleep for ever.
 fn build() -> io::Result<IoUring> {
-    let mut newest = IoUring::builder();
-    newest.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all().dontfork();
     let mut newer = IoUring::builder();
-    newer.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all().dontfork();
-    newest.build(ENTRIES).or_else(|_| newer.build(ENTRIES)).or_else(|_| IoUring::new(ENTRIES))
+    newer.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag().setup_submit_all().dontfork();
+    newer.build(ENTRIES).or_else(|_| IoUring::new(ENTRIES))
 }
 
 /// Lossless on every target that has io_uring.

@@ -206,3 +206,60 @@ fn a_file_serves_one_writer_only() {
     drop(first);
     Uring::new(options(&file.0, Engine::Threads, 512)).unwrap();
 }
+
+/// Keeps one I/O under way, and allows its core to sleep meanwhile.
+struct OneAtATime {
+    channel: BdevChannel,
+    done: Vec<Box<Io>>,
+    left: u32,
+    tell: std::sync::mpsc::Sender<IoStatus>,
+}
+
+impl penstock_reactor::Poller for OneAtATime {
+    fn poll(&mut self, _cx: &Cx, now: Tick) -> usize {
+        let count = self.channel.poll(now, 8, &mut self.done);
+        if let Some(mut io) = self.done.pop() {
+            assert_eq!(io.status, IoStatus::Success);
+            self.left -= 1;
+            if self.left == 0 {
+                self.tell.send(io.status).unwrap();
+                return count;
+            }
+            io.op = if self.left.is_multiple_of(2) { Op::Read } else { Op::Write };
+            self.channel.submit(io, now).unwrap();
+        }
+        count
+    }
+
+    fn rest(&mut self, now: Tick) -> penstock_reactor::Rest {
+        self.channel.rest(now)
+    }
+}
+
+#[test]
+fn a_completion_wakes_a_sleeping_core() {
+    for engine in ENGINES {
+        let file = TempFile::new("sleep");
+        let bdev = Uring::new(options(&file.0, engine, 4096)).unwrap();
+        let mode = PollMode::Adaptive { spin_ns: 0 };
+        let clock = Clock::system();
+        let config = ReactorConfig { id: ReactorId(0), core: None, mode, clock, seed: 1 };
+        let started = Reactor::start(config).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let open = move |cx: &Cx| {
+            let descriptor = Descriptor::unregistered(bdev, OpenMode::ReadWrite);
+            let mut channel = descriptor.channel(cx).unwrap();
+            let mut io = Io::boxed();
+            io.set(1, Op::Write, IoFlags::FUA, Lba(0), 1);
+            io.data.push(filled(4096, 1));
+            channel.submit(io, cx.now()).unwrap();
+            let done = Vec::new();
+            cx.add_poller("one at a time", Box::new(OneAtATime { channel, done, left: 100, tell }));
+        };
+        started.handle.send(open).unwrap();
+        let ended = told.recv_timeout(std::time::Duration::from_secs(30));
+        assert_eq!(ended, Ok(IoStatus::Success), "{engine:?}");
+        started.handle.stop();
+        started.join.join().unwrap();
+    }
+}

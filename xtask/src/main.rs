@@ -4,6 +4,7 @@
 mod deps;
 mod run;
 mod test;
+mod up;
 
 use std::process::ExitCode;
 
@@ -23,12 +24,15 @@ enum Task {
     Deps(deps::Args),
     /// Install what the tests need, then check the format, lint, and run the unit and end-to-end tests.
     Test(test::Args),
+    /// Build the node and run it here, on a sparse file, until Ctrl-C.
+    Up(up::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
         Task::Deps(args) => deps::main(&args),
         Task::Test(args) => test::main(&args),
+        Task::Up(args) => up::main(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

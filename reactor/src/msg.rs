@@ -2,7 +2,9 @@
 //!
 //! Messages are closures that run on the reactor with its [`Cx`]. They serve control flows (open a channel, hand over
 //! a connection, read statistics); data of one core's I/O stays on that core, or goes by SPSC rings between pairs of
-//! cores. The mailbox is bounded: a full one is an error to the sender, who decides.
+//! cores. The mailbox is bounded: a full one is an error to the sender, who decides. A sender that the scheduler stops
+//! halfway through its push is waited for by the reactor (`ArrayQueue` is not free of such waits), one more reason to give
+//! reactors cores of their own.
 //!
 //! Waking: a sender pushes, then rings the [`Doorbell`], and wakes the reactor where that says so.
 

@@ -206,6 +206,7 @@ pub(crate) fn give(block: NonNull<u8>, order: usize, node: u8) {
     // A thread that is ending has no cache any more.
     let kept = !foreign && CACHE.try_with(|cache| cache.borrow_mut().put(block, order)).is_ok();
     if !kept {
+        // The one place where a reactor may wait for a lock, a few microseconds at most: a buffer from another core's node.
         memory().node(usize::from(node)).with(|inner| inner.give(block, order));
     }
 }

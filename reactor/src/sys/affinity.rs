@@ -16,7 +16,7 @@ pub fn pin(core: u32) -> Result<(), ReactorError> {
     Ok(())
 }
 
-/// The cores that this process may run on, in order.
+/// The cores that the calling thread may run on, in order: all of the process's, unless the thread was pinned.
 #[must_use]
 pub fn allowed() -> Vec<u32> {
     let ids = core_affinity::get_core_ids().unwrap_or_default();

@@ -4,6 +4,7 @@
 
 use zerocopy::FromBytes;
 
+use crate::iscsi::{self, CheckedBhs, IscsiName};
 use crate::nvme::identify::namespace::ns_id_descriptors;
 use crate::nvme::identify::{IdentifyNamespace, NsList};
 use crate::nvme::{Cqe, Sgl, SglDescriptor, Sqe};
@@ -119,6 +120,33 @@ pub fn identify(bytes: &[u8]) {
     }
 }
 
+/// A basic header segment against limits made of the first 4 bytes.
+pub fn iscsi_bhs(bytes: &[u8]) {
+    let Some(([a, b, c, ahs], rest)) = bytes.split_first_chunk::<4>() else { return };
+    let data_max = u32::from_be_bytes([0, *a, *b, *c]);
+    let ahs_max = usize::from(*ahs);
+    if let Ok(Some(bhs)) = CheckedBhs::parse_prefix(rest, data_max, ahs_max) {
+        assert!(bhs.data_len <= data_max && bhs.ahs_len <= ahs_max && bhs.opcode.is_to_target());
+        assert!((bhs.data_len + iscsi::pad_len(bhs.data_len)).is_multiple_of(4));
+    }
+}
+
+/// Text keys and the values and names in them.
+pub fn iscsi_text(bytes: &[u8]) {
+    for pair in iscsi::text::pairs(bytes).flatten() {
+        assert!(!pair.key.is_empty() && pair.key.len() <= iscsi::text::KEY_LEN_MAX);
+        if let Some(number) = iscsi::text::number(pair.value) {
+            assert_eq!(iscsi::text::number(&number.to_string()), Some(number));
+        }
+        if let Ok(name) = pair.value.parse::<IscsiName>() {
+            assert_eq!(IscsiName::parse(name.as_bytes()), Ok(name));
+        }
+    }
+    if let Ok(name) = IscsiName::parse(bytes) {
+        assert!(name.as_str().len() == bytes.len());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     /// Runs every file of a target's corpus.
@@ -151,5 +179,15 @@ mod tests {
     #[test]
     fn the_corpus_of_identify_data_passes() {
         replay("spec_identify", super::identify);
+    }
+
+    #[test]
+    fn the_corpus_of_iscsi_headers_passes() {
+        replay("spec_iscsi_bhs", super::iscsi_bhs);
+    }
+
+    #[test]
+    fn the_corpus_of_iscsi_text_passes() {
+        replay("spec_iscsi_text", super::iscsi_text);
     }
 }

@@ -7,6 +7,7 @@
 //! - [`nvme`]: NVM Express Base Specification 2.x and NVM Command Set Specification 1.x.
 //! - [`nvmf`]: NVMe over Fabrics: NQNs, Connect, properties, discovery, authentication commands.
 //! - [`nvme_tcp`]: NVMe/TCP Transport Specification 1.x: PDUs and their header checks.
+//! - [`iscsi`]: iSCSI (RFC 7143): headers of every PDU, text keys, names; big-endian.
 //! - [`scsi`]: SCSI (SAM-5, SPC-4/5, SBC-3/4): CDBs, sense data, pages, parameter lists; big-endian.
 //!
 //! A raw structure says nothing about its values. What has rules of its own has a checked type beside
@@ -22,6 +23,7 @@ mod wire;
 
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod iscsi;
 pub mod nvme;
 pub mod nvme_tcp;
 pub mod nvmf;

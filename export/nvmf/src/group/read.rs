@@ -157,7 +157,6 @@ impl Group {
     fn io_done(&mut self, io: Box<Io>) {
         let ReqId { conn: index, slot } = ReqId::from_tag(io.tag);
         let ended = io.status;
-        self.core.stats.completed_nvme_io += 1;
         let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { return };
         if !entry.conn.io_back(slot, io, &mut self.core) {
             self.reap(index);
@@ -166,9 +165,9 @@ impl Group {
         let Some(req) = entry.conn.req_mut(slot) else { return };
         let ok = ended == IoStatus::Success;
         if ok && matches!(req.kind, ReqKind::Ranges { .. } | ReqKind::FlushAll { .. }) {
-            self.core.stats.completed_nvme_io -= 1;
             entry.conn.execute(slot, &mut self.core);
         } else {
+            self.core.stats.completed_nvme_io += 1;
             let data = if ok && req.dir == Dir::ToHost { req.len } else { 0 };
             entry.conn.respond(slot, status::to_nvme(ended), 0, data, &mut self.core);
         }

@@ -315,6 +315,9 @@ measure it (writes to the disk):
   fio --name=vdisk0 --filename=/dev/nvme1n1 --direct=1 --ioengine=io_uring --rw=randrw --rwmixread=70 \\
       --bs=4k --iodepth=32 --time_based --runtime=30 --group_reporting
 
+or, without root, with our own initiator (writes to the disk):
+  cargo run --release -p penstock-perf -- nvme-tcp://{addr}:{port}/{nqn} --rw randwrite --qd 32 --verify
+
 look at it and change it:
   target/release/penstock -s {dir}/{SOCKET} status
   target/release/penstock -s {dir}/{SOCKET} top"

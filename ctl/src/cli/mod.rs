@@ -5,7 +5,7 @@ pub mod bdev;
 pub mod client;
 pub mod node;
 pub mod nvmf;
-pub mod table;
+pub(crate) mod table;
 pub mod top;
 
 mod error;

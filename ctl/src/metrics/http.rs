@@ -71,8 +71,8 @@ pub async fn serve(listener: TcpListener, app: Rc<App>, mut stop: watch::Receive
 
 async fn answer_all(stream: TcpStream, app: Rc<App>) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &app);
-        async move { Ok::<_, Infallible>(response) }
+        let app = Rc::clone(&app);
+        async move { Ok::<_, Infallible>(answer(&request, &app).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -83,14 +83,14 @@ async fn answer_all(stream: TcpStream, app: Rc<App>) {
     drop(timeout(CONNECTION_LIMIT, connection).await);
 }
 
-fn answer(request: &Request<Incoming>, app: &Rc<App>) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, app: &Rc<App>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match request.uri().path() {
-        "/metrics" => match text::render(app) {
+        "/metrics" => match text::render(app).await {
             Ok(text) => {
                 let mut response = Response::new(Full::new(Bytes::from(text)));
                 response

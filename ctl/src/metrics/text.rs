@@ -12,7 +12,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
+use serde_json::Value;
 
+use crate::cli::table::{elements, number_of, text_of};
 use crate::daemon::App;
 
 /// Upper ends of the latency buckets, in nanoseconds: 1, 2, 5 steps from 5 µs to 5 s.
@@ -67,11 +69,15 @@ struct Snapshot(Vec<Family>);
 ///
 /// # Errors
 /// Never with the formatter of a string; the writer's type asks for it.
-pub fn render(app: &Rc<App>) -> Result<String, std::fmt::Error> {
+pub async fn render(app: &Rc<App>) -> Result<String, std::fmt::Error> {
     let mut families = vec![build_info()];
     families.extend(reactors(app));
     families.extend(memory());
     families.extend(bdevs(app));
+    // A reactor that does not answer is no reason to say nothing of the rest.
+    if let Ok(stats) = app.target.get_stats().await {
+        families.extend(target(&stats));
+    }
     families.push(family(
         "log_records_dropped",
         "Log records that came too fast to be written.",
@@ -222,6 +228,29 @@ fn bdevs(app: &App) -> Vec<Family> {
         },
         family("bdev_queue_depth", "I/Os under way.", depth),
         Family { name: "bdev_size", help: "Length of the bdev.", unit: Some(Unit::Bytes), samples: size },
+    ]
+}
+
+/// The NVMe-oF target, from what `nvmf_get_stats` says of each reactor.
+fn target(stats: &Value) -> Vec<Family> {
+    let groups = stats.get("poll_groups").map(elements).unwrap_or_default();
+    let each = |member: &str, sample: fn(u64) -> Sample| {
+        let of = |group| (vec![("thread", text_of(group, "name"))], sample(number_of(group, member)));
+        groups.iter().map(of).collect::<Vec<_>>()
+    };
+    let counter = Sample::Counter;
+    vec![
+        family("nvmf_connections", "Connections that are open.", each("connections", gauge)),
+        family(
+            "nvmf_controllers",
+            "Controllers, by the reactor of their admin queue.",
+            each("current_admin_qpairs", gauge),
+        ),
+        family("nvmf_io_queues", "I/O queues that are connected.", each("current_io_qpairs", gauge)),
+        family("nvmf_commands", "Commands that were answered.", each("completed_nvme_io", counter)),
+        family("nvmf_refused", "Connections that were refused.", each("refused", counter)),
+        family("nvmf_terminated", "Connections that were ended for an error.", each("terminated", counter)),
+        family("nvmf_buffer_waits", "Commands that waited for a buffer.", each("buffer_waits", counter)),
     ]
 }
 

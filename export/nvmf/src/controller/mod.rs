@@ -187,6 +187,8 @@ impl Controller {
     pub fn admin(&mut self, sqe: &Sqe, _data_in: &[u8], out: &mut Vec<u8>, now: Tick) -> AdminOutcome {
         out.clear();
         self.shared.note_traffic();
+        // Its host has given up an event request whose identifier it uses again: nothing is to answer that any more.
+        self.events.abort(sqe.cid.get());
         let outcome = match self.dispatch(sqe, out, now) {
             Ok(outcome) => outcome,
             Err(status) => AdminOutcome::Done(status.into()),

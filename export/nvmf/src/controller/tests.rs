@@ -347,6 +347,19 @@ fn an_abort_of_an_event_request_is_done_here_and_any_other_is_handed_out() {
     assert_eq!(c.poll_event(), Some((5, Status::ABORTED_BY_REQUEST.into())));
 }
 
+/// SPDK's host frees the identifiers of its event requests before it shuts the controller down.
+#[test]
+fn an_event_request_whose_identifier_is_used_again_is_forgotten() {
+    let mut c = io();
+    assert!(feature(&mut c, AdminOpcode::SET_FEATURES, 0x0b, 0x100).0.status.is_success());
+    assert_eq!((hold(&mut c, 5), hold(&mut c, 6)), (AdminOutcome::Held, AdminOutcome::Held));
+    let mut read = fabrics(FabricsType::PROPERTY_GET, 0, offset::CC, 0);
+    read.cid.set(5);
+    assert!(run(&mut c, &read).0.status.is_success());
+    c.set_subsystem(Arc::new(SubsystemConfig::new(nqn("disk"), SubsystemKind::Nvm)));
+    assert_eq!(c.poll_event(), Some((6, Completion::ok(0x04_0002))));
+}
+
 #[test]
 fn a_discovery_controller_tells_of_changes_and_has_no_namespaces() {
     let mut c = ready(SubsystemKind::Discovery);

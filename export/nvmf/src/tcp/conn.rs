@@ -366,12 +366,25 @@ impl<L> Conn<L> {
         Ok(())
     }
 
+    /// A host that uses the CID of a held event request for another command has given the request up: SPDK's does so
+    /// before it shuts down. False where the CID's command is not such a request.
+    #[cold]
+    fn forget_held(&mut self, cid: u16) -> bool {
+        let Some(slot) = self.slab.find(cid) else { return false };
+        if self.slab.get(slot).is_none_or(|req| req.state != ReqState::Held) {
+            return false;
+        }
+        self.slab.end_cid(cid);
+        self.slab.free(slot);
+        true
+    }
+
     /// A command has come.
     #[inline]
     fn capsule<S: Sink<Link = L>>(&mut self, sqe: &Sqe, pdu: &mut Pdu, sink: &mut S) -> Result<(), PduError> {
         let cid = sqe.cid.get();
         self.sqhd = if self.sqhd + 1 >= self.sq_entries { 0 } else { self.sqhd + 1 };
-        if self.slab.has_cid(cid) {
+        if self.slab.has_cid(cid) && !self.forget_held(cid) {
             self.push_response(cid, Status::COMMAND_ID_CONFLICT.with_dnr(), 0);
             return Ok(());
         }

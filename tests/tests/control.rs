@@ -42,7 +42,7 @@ fn spdks_own_client_sets_up_a_target_that_a_host_uses() -> Result<()> {
     }
     Host::connect(port, NQN)?.io.read(1, 0, 8, 512)?;
     for words in [
-        "bdev_get_iostat -b mem0".to_owned(),
+        "bdev_get_iostat --names mem0".to_owned(),
         "nvmf_get_stats".to_owned(),
         format!("nvmf_subsystem_remove_ns {NQN} 2"),
         "bdev_null_delete null0".to_owned(),

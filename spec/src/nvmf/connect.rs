@@ -102,10 +102,23 @@ impl ConnectData {
 
     /// HOSTNQN, checked. An error is answered by [`invalid_data`] with [`HOSTNQN_OFF`].
     ///
+    /// An empty field (SPDK's perf tool sends one) is read as the NQN that its HOSTID makes, in the UUID form of Base 4.7:
+    /// such a host is let in where any host is, or by that name.
+    ///
     /// # Errors
     /// The field is not a valid NQN.
     pub fn host(&self) -> Result<Nqn, NqnError> {
-        Nqn::from_field(&self.hostnqn)
+        if self.hostnqn.first() != Some(&0) {
+            return Nqn::from_field(&self.hostnqn);
+        }
+        let mut name = String::from("nqn.2014-08.org.nvmexpress:uuid:");
+        for (index, byte) in self.hostid.iter().enumerate() {
+            if matches!(index, 4 | 6 | 8 | 10) {
+                name.push('-');
+            }
+            name.push_str(&format!("{byte:02x}"));
+        }
+        Nqn::parse(name.as_bytes())
     }
 }
 
@@ -174,5 +187,20 @@ wire! {
         /// Record Format: 0.
         pub recfmt @ 40: U16,
         rsvd42 @ 42: [u8; 22],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_a_name_is_named_by_its_hostid() {
+        let name = Nqn::parse(b"nqn.2026-11.io.penstock:host").unwrap();
+        let mut data = ConnectData::new([0xab; 16], 0xffff, &name, &name);
+        assert_eq!(data.host().unwrap(), name);
+        data.hostnqn = [0; NQN_FIELD_LEN];
+        let derived = "nqn.2014-08.org.nvmexpress:uuid:abababab-abab-abab-abab-abababababab";
+        assert_eq!(data.host().unwrap(), Nqn::parse(derived.as_bytes()).unwrap());
     }
 }

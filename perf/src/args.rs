@@ -60,6 +60,9 @@ pub struct Args {
     /// Data digests (NVMe/TCP).
     #[arg(long)]
     pub ddgst: bool,
+    /// Keep submission queue flow control, so that the target sends a completion for each read (NVMe/TCP).
+    #[arg(long)]
+    pub sq_flow_control: bool,
     /// I/O queues per worker (NVMe/TCP).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
     pub queues: u16,

@@ -90,6 +90,7 @@ impl RemoteTarget {
         let mut admin = QpairConfig::admin(hostid.into_bytes(), hostnqn, subnqn);
         admin.hdgst = args.hdgst;
         admin.ddgst = args.ddgst;
+        admin.sq_flow_control = args.sq_flow_control;
         let workers = args.cores.as_ref().map_or(1, |cores| cores.len());
         let io_queues = u16::try_from(workers)?.checked_mul(args.queues).context("too many I/O queues")?;
         let step_timeout_ns = u64::try_from(TIMEOUT.as_nanos())?;

@@ -66,8 +66,11 @@ const H2C_PDUS_QUEUED_MAX: usize = 32;
 pub struct QpairConfig {
     /// Queue identifier: 0 is the admin queue.
     pub qid: u16,
-    /// Commands outstanding, 1..=[`DEPTH_MAX`]; the queue gets one entry more, which flow control needs.
+    /// Commands outstanding, 1..=[`DEPTH_MAX`]. The queue has one entry more: a full one is told from an empty one by it.
     pub depth: u16,
+    /// Submission queue flow control of an I/O queue. Without it a target may complete reads by the SUCCESS flag of their
+    /// data, which saves a PDU for each; the admin queue always has it.
+    pub sq_flow_control: bool,
     /// Controller to connect to; [`penstock_spec::nvmf::connect::CNTLID_DYNAMIC`] on the admin queue.
     pub cntlid: u16,
     /// Host Identifier.
@@ -97,6 +100,7 @@ impl QpairConfig {
         Self {
             qid: 0,
             depth: 31,
+            sq_flow_control: true,
             cntlid: penstock_spec::nvmf::connect::CNTLID_DYNAMIC,
             hostid,
             hostnqn,
@@ -475,6 +479,7 @@ impl<B: Payload> Qpair<B> {
         let cid = self.take_slot(index, transfer, true, 0, None);
         let config = &self.config;
         let data = ConnectData::new(config.hostid, config.cntlid, &config.subnqn, &config.hostnqn);
+        let no_flow_control = config.qid != 0 && !config.sq_flow_control;
         let cmd = ConnectCmd {
             opc: penstock_spec::nvme::AdminOpcode::FABRICS.0,
             flags: Sqe::FLAGS_FABRICS,
@@ -482,7 +487,7 @@ impl<B: Payload> Qpair<B> {
             fctype: penstock_spec::nvme::FabricsType::CONNECT.0,
             qid: U16::new(config.qid),
             sqsize0: U16::new(config.depth),
-            cattr: ConnectAttributes(0).0,
+            cattr: ConnectAttributes(0).with_disable_sq_flow_control(no_flow_control).0,
             kato_ms: U32::new(if config.qid == 0 { config.kato_ms } else { 0 }),
             ..ConnectCmd::default()
         };

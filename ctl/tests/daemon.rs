@@ -264,6 +264,33 @@ fn the_state_file_brings_everything_back_and_so_does_load_config() {
 }
 
 #[test]
+fn filters_are_made_saved_and_deleted_from_the_top() {
+    let daemon = Daemon::start("filters", &["--state", "state.json"]);
+    daemon.call("bdev_malloc_create", malloc("m0")).unwrap();
+    daemon.call("bdev_passthru_create", json!({"name": "p0", "base_bdev_name": "m0"})).unwrap();
+    let latencies = json!({"name": "d0", "base_bdev_name": "p0", "avg_read_latency": 10, "p99_read_latency": 20,
+        "avg_write_latency": 30, "p99_write_latency": 40});
+    daemon.call("bdev_delay_create", latencies).unwrap();
+    let update = json!({"delay_bdev_name": "d0", "latency_type": "avg_read", "latency_us": 11});
+    daemon.call("bdev_delay_update_latency", update).unwrap();
+    assert_eq!(daemon.call("bdev_error_create", json!({"base_name": "d0"})).unwrap(), "EE_d0");
+    let rule = json!({"name": "EE_d0", "io_type": "read", "error_type": "failure", "num": 3});
+    daemon.call("bdev_error_inject_error", rule).unwrap();
+    let parts = daemon.call("bdev_split_create", json!({"base_bdev": "EE_d0", "split_count": 2})).unwrap();
+    assert_eq!(parts, json!(["EE_d0p0", "EE_d0p1"]));
+    let (code, words) =
+        daemon.call("bdev_passthru_create", json!({"name": "p1", "base_bdev_name": "m0"})).unwrap_err();
+    assert!(code == -16 && words.contains("m0 is claimed"), "{code} {words}");
+    let saved = daemon.call("save_config", json!({})).unwrap();
+    let daemon = Daemon::start_in(daemon.end(), &["--state", "state.json"]);
+    assert_eq!(daemon.call("save_config", json!({})).unwrap(), saved);
+    daemon.call("bdev_split_delete", json!({"base_bdev": "EE_d0"})).unwrap();
+    daemon.call("penstock_bdev_delete", json!({"name": "m0"})).unwrap();
+    assert_eq!(daemon.call("bdev_get_bdevs", json!({})).unwrap(), json!([]));
+    daemon.end();
+}
+
+#[test]
 fn a_configuration_file_sets_the_daemon_up_and_a_wrong_one_is_named() {
     let dir = std::env::temp_dir().join(format!("penstock-daemon-{}-file", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();

@@ -255,7 +255,11 @@ async fn resize_bdev(app: Rc<App>, options: ResizeOptions) -> Result<Value, RpcE
     Ok(Value::Bool(true))
 }
 
-async fn delete(app: Rc<App>, options: NameOptions, product: &'static str) -> Result<Value, RpcError> {
+pub(crate) async fn delete(
+    app: Rc<App>,
+    options: NameOptions,
+    product: &'static str,
+) -> Result<Value, RpcError> {
     let uuid = app.registry.find(&options.name)?.shared().uuid();
     rpc::delete(&app.registry, &options, product).await?;
     app.baselines.borrow_mut().forget(uuid);

@@ -3,6 +3,7 @@
 pub mod bdev;
 pub mod config;
 pub mod create;
+pub mod filter;
 pub mod framework;
 pub mod histogram;
 pub mod iostat;
@@ -29,6 +30,7 @@ pub fn table() -> Table<Rc<App>> {
     iostat::add(&mut table);
     histogram::add(&mut table);
     create::add(&mut table);
+    filter::add(&mut table);
     nvmf::add(&mut table);
     table
 }

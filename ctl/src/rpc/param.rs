@@ -159,7 +159,7 @@ macro_rules! params {
 #[macro_export]
 macro_rules! describe {
     ($name:ident { $($(#[doc = $doc:literal])+ $field:ident: $type:ty),* $(,)? }) => {
-        fn $name() -> Vec<$crate::rpc::param::Param> {
+        pub(crate) fn $name() -> Vec<$crate::rpc::param::Param> {
             vec![$($crate::rpc::param::Param {
                 name: stringify!($field),
                 kind: <$type as $crate::rpc::param::ParamType>::kind(),

@@ -207,8 +207,10 @@ impl Guest {
         let script = format!("eventually {} test -e {name}.code || true; cat {name}.out", limit.as_secs());
         let text = self.try_run(&script, limit + SCRIPT_LIMIT)?.text;
         let code = self.try_run(&format!("cat {name}.code"), SCRIPT_LIMIT)?.text;
-        let code =
-            code.trim().parse().with_context(|| format!("the job did not end within {limit:?}:\n{text}"))?;
+        let Ok(code) = code.trim().parse() else {
+            let log = self.kernel_log()?;
+            bail!("the job did not end within {limit:?}:\n{text}\nkernel log:\n{log}");
+        };
         self.checked(Output { code, text }, "a background job")
     }
 

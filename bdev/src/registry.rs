@@ -228,7 +228,8 @@ impl Registry {
     }
 
     /// Removes a bdev for good: no further I/O succeeds, whoever has it open is told, and when all have closed it, it
-    /// is dropped. Filters above it go first. Returns when it is gone.
+    /// is dropped. Filters above it go first. Returns when it is gone. To be run to its end: a removal that is given up
+    /// half-way leaves a bdev that can neither be opened nor removed.
     ///
     /// # Errors
     /// [`BdevError::NotFound`]; [`BdevError::Removing`] when it is on its way out already.

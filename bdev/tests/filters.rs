@@ -142,7 +142,7 @@ fn a_delayed_io_comes_back_when_its_time_has_come() {
 }
 
 fn inject(registry: &Registry, mut params: Value) {
-    params["name"] = "EE_m0".into();
+    params.as_object_mut().unwrap().insert("name".into(), "EE_m0".into());
     ErrorInjector::inject(registry, &options(params)).unwrap();
 }
 

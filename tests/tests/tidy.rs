@@ -18,6 +18,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("penstock-bdev", &["penstock-spec", "penstock-reactor"]),
     ("penstock-nvme-tcp", &["penstock-spec"]),
     ("penstock-scsi", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
+    ("penstock-iscsi", &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-scsi"]),
     ("penstock-nvmf", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
     ("penstock-ctl", &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-nvmf"]),
     ("penstock-ceiling", &["penstock-spec", "penstock-reactor"]),

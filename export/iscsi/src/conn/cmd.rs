@@ -1,0 +1,247 @@
+//! The commands of one session: a slab of slots.
+//!
+//! ```text
+//!   Free ─► NeedData ─► TransferIn ─┐        ┌─► Ordered ─┐
+//!     │   (out of buffers)          ▼        │            ▼
+//!     └──────────────────────────► task ─────┼─► Busy ─► Executing ─► task …
+//!     └─► NeedBuffer ─────────────► task ────┴─► Control ───────────► task ─► answer ─► TransferOut ─► Free
+//! ```
+//!
+//! Who moves a command on: NeedData, NeedBuffer: the group's queue of those who wait for buffers; TransferIn: the
+//! socket; Ordered: the end of an older command; Busy: the group's queue of the channel; Executing: the bdev; Control:
+//! the owner of the logical unit; TransferOut: the socket.
+
+use penstock_bdev::{Io, Sg};
+use penstock_scsi::{LuId, Task};
+
+/// Where a command is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CmdState {
+    /// No command.
+    Free,
+    /// Out of buffers for data to the target.
+    NeedData,
+    /// Out of buffers for data to the initiator.
+    NeedBuffer,
+    /// Its data are coming.
+    TransferIn,
+    /// Its I/O waits for older commands (task attributes).
+    Ordered,
+    /// The bdev's queue is full.
+    Busy,
+    /// The bdev has its I/O.
+    Executing,
+    /// The owner of the logical unit has its request.
+    Control,
+    /// Its data are in the send queue.
+    TransferOut,
+}
+
+/// One command.
+#[derive(Debug)]
+pub(crate) struct Cmd {
+    pub(crate) state: CmdState,
+    pub(crate) itt: u32,
+    pub(crate) lun: u64,
+    pub(crate) lu: LuId,
+    /// Age: counts the commands of the session.
+    pub(crate) seq: u64,
+    /// Task attribute ORDERED.
+    pub(crate) ordered: bool,
+    /// Task attribute HEAD OF QUEUE.
+    pub(crate) head: bool,
+    /// It counts in the command window.
+    pub(crate) numbered: bool,
+    /// R: data to the initiator are expected.
+    pub(crate) read: bool,
+    /// Expected Data Transfer Length, in bytes.
+    pub(crate) edtl: u32,
+    /// Bytes of data that the task waits for.
+    pub(crate) want: u32,
+    /// Bytes of data that have come, wanted or not.
+    pub(crate) have: u32,
+    /// Unsolicited Data-Out is still to come.
+    pub(crate) unsolicited: bool,
+    /// Bytes that were asked for by R2T, or came unasked.
+    pub(crate) r2t_to: u32,
+    /// R2Ts out.
+    pub(crate) r2ts: u16,
+    /// R2TSN of the next R2T.
+    pub(crate) r2t_sn: u32,
+    /// R2TSN of the sequence that comes now, where it begins and its next DataSN.
+    pub(crate) sequence: u32,
+    pub(crate) sequence_at: u32,
+    pub(crate) data_sn: u32,
+    /// A PDU of its data came with a wrong digest.
+    pub(crate) bad_digest: bool,
+    /// It is to end without an answer; the task management function that waits for that.
+    pub(crate) aborted: bool,
+    pub(crate) tmf: Option<u8>,
+    /// Bytes of buffers that it holds.
+    pub(crate) buffered: u32,
+    /// Data from the initiator.
+    pub(crate) data: Sg,
+    /// Data for the initiator.
+    pub(crate) blocks: Sg,
+    pub(crate) task: Task,
+    /// Its I/O, while it waits to be submitted.
+    pub(crate) io: Option<Box<Io>>,
+}
+
+impl Cmd {
+    fn new() -> Self {
+        Self {
+            state: CmdState::Free,
+            itt: 0,
+            lun: 0,
+            lu: LuId(0),
+            seq: 0,
+            ordered: false,
+            head: false,
+            numbered: false,
+            read: false,
+            edtl: 0,
+            want: 0,
+            have: 0,
+            unsolicited: false,
+            r2t_to: 0,
+            r2ts: 0,
+            r2t_sn: 0,
+            sequence: 0,
+            sequence_at: 0,
+            data_sn: 0,
+            bad_digest: false,
+            aborted: false,
+            tmf: None,
+            buffered: 0,
+            data: Sg::new(),
+            blocks: Sg::new(),
+            task: Task::new(),
+            io: None,
+        }
+    }
+
+    /// Bytes of its data for the initiator.
+    #[inline]
+    pub(crate) fn out(&self, at: u32, len: u32) -> Option<&[u8]> {
+        let (from, to) = (at as usize, (at as usize).checked_add(len as usize)?);
+        self.blocks.iter().next()?.get(from..to)
+    }
+
+    /// Room for data from the initiator, cut to what is wanted.
+    #[inline]
+    pub(crate) fn room(&mut self, at: u32, len: u32) -> Option<&mut [u8]> {
+        let to = at.checked_add(len)?.min(self.want);
+        self.data.iter_mut().next()?.get_mut(at as usize..to as usize)
+    }
+
+    /// Whether it has neither ended nor been answered.
+    #[inline]
+    pub(crate) fn is_pending(&self) -> bool {
+        !matches!(self.state, CmdState::Free | CmdState::TransferOut)
+    }
+
+    /// Whether somebody outside of the connection will come back to it.
+    #[inline]
+    pub(crate) fn is_out(&self) -> bool {
+        matches!(self.state, CmdState::Executing | CmdState::Control)
+    }
+}
+
+/// Which command of which connection: what a bdev I/O carries as its tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CmdId {
+    pub(crate) conn: u32,
+    pub(crate) slot: u16,
+}
+
+impl CmdId {
+    /// As a tag.
+    #[inline]
+    pub(crate) fn tag(self) -> u64 {
+        (u64::from(self.conn) << 16) | u64::from(self.slot)
+    }
+
+    /// From a tag.
+    #[inline]
+    pub(crate) fn from_tag(tag: u64) -> Self {
+        let conn = u32::try_from(tag >> 16).unwrap_or(u32::MAX);
+        Self { conn, slot: u16::try_from(tag & 0xffff).unwrap_or(0) }
+    }
+}
+
+/// The slots. The one freed last is used next: it is the warmest.
+#[derive(Debug, Default)]
+pub(crate) struct Slab {
+    cmds: Vec<Cmd>,
+    free: Vec<u16>,
+}
+
+impl Slab {
+    /// `len` free slots.
+    pub(crate) fn new(len: u16) -> Self {
+        Self { cmds: (0..len).map(|_| Cmd::new()).collect(), free: (0..len).rev().collect() }
+    }
+
+    /// Free slots.
+    #[inline]
+    pub(crate) fn free_len(&self) -> usize {
+        self.free.len()
+    }
+
+    /// A slot; `None` when all are taken.
+    #[inline]
+    pub(crate) fn take(&mut self) -> Option<u16> {
+        let slot = self.free.pop()?;
+        let cmd = self.cmds.get_mut(usize::from(slot))?;
+        cmd.want = 0;
+        cmd.have = 0;
+        cmd.unsolicited = false;
+        cmd.r2t_to = 0;
+        cmd.r2ts = 0;
+        cmd.r2t_sn = 0;
+        cmd.sequence = 0;
+        cmd.sequence_at = 0;
+        cmd.data_sn = 0;
+        cmd.bad_digest = false;
+        cmd.aborted = false;
+        cmd.tmf = None;
+        cmd.buffered = 0;
+        Some(slot)
+    }
+
+    /// Frees a slot whose task has ended; returns the bytes of buffers that it held.
+    #[inline]
+    pub(crate) fn release(&mut self, slot: u16) -> u32 {
+        let Some(cmd) = self.cmds.get_mut(usize::from(slot)) else { return 0 };
+        assert!(cmd.state != CmdState::Free, "slot {slot} freed twice");
+        cmd.state = CmdState::Free;
+        cmd.data.clear();
+        cmd.blocks.clear();
+        cmd.task.release_data();
+        self.free.push(slot);
+        std::mem::take(&mut cmd.buffered)
+    }
+
+    /// The slot.
+    #[inline]
+    pub(crate) fn get(&self, slot: u16) -> Option<&Cmd> {
+        self.cmds.get(usize::from(slot))
+    }
+
+    /// The slot.
+    #[inline]
+    pub(crate) fn get_mut(&mut self, slot: u16) -> Option<&mut Cmd> {
+        self.cmds.get_mut(usize::from(slot))
+    }
+
+    /// The slots that hold a command.
+    pub(crate) fn used(&self) -> impl Iterator<Item = (u16, &Cmd)> {
+        (0..).zip(&self.cmds).filter(|(_, cmd)| cmd.state != CmdState::Free)
+    }
+
+    /// The slot of the unanswered command with this tag.
+    pub(crate) fn find(&self, itt: u32) -> Option<u16> {
+        self.used().find(|(_, cmd)| cmd.itt == itt && cmd.is_pending()).map(|(slot, _)| slot)
+    }
+}

@@ -1,0 +1,509 @@
+//! One connection, and with it one session: PDUs in, PDUs out, and the commands between.
+//!
+//! Sans-IO: bytes come in by [`Conn::receive`] (or straight into a command's buffer by [`Conn::direct`]), what is to be
+//! sent stands in [`Conn::tx`]. Buffers, bdevs and owners of logical units are behind [`Sink`].
+//!
+//! Invariants: a command holds one slot until its response and data have left, or until it is aborted and what it has
+//! outside is back; StatSN counts responses in the order in which they are queued; after a fatal error nothing is
+//! received any more and a Reject is the last thing sent.
+
+mod cmd;
+mod command;
+mod reply;
+mod service;
+mod tmf;
+mod tx;
+
+use std::net::SocketAddr;
+
+use penstock_bdev::Io;
+use penstock_reactor::Tick;
+use penstock_reactor::mem::Buf;
+use penstock_scsi::{Control, LuId, Nexus};
+use penstock_spec::iscsi::header::AHS_LEN_MAX;
+use penstock_spec::iscsi::{BHS_LEN, Bhs, BhsError, CheckedBhs, DIGEST_LEN, Opcode, RejectReason, pad_len};
+use zerocopy::FromBytes;
+
+pub(crate) use cmd::{CmdId, CmdState, Slab};
+pub(crate) use tmf::ReplyTo;
+pub(crate) use tx::{PIECES_MAX, TxQueue};
+
+use crate::digest::{digest, padded_digest};
+use crate::login::{Directory, Login};
+use crate::negotiate::Operational;
+use crate::sessions::SessionKey;
+
+/// A connection with so many unsent header bytes is not read.
+const TX_BYTES_MAX: usize = 256 << 10;
+/// From so many bytes on, data are received straight into their buffer.
+const DIRECT_MIN: u32 = 4096;
+/// Commands for immediate delivery under way at most.
+const IMMEDIATE_MAX: u16 = 16;
+/// Header, additional segments and digest at most.
+const HDR_MAX: usize = BHS_LEN + AHS_LEN_MAX + DIGEST_LEN;
+/// Text that a PDU may bring (keys, ping data) at most; our MaxRecvDataSegmentLength is above it.
+const TEXT_MAX: u32 = 64 << 10;
+
+/// What a connection needs from its surroundings.
+pub(crate) trait Sink: Directory {
+    /// A buffer of `len` bytes, or `None` when there is none just now.
+    fn buffer(&mut self, len: u32) -> Option<Buf>;
+    /// So many bytes of buffers are free again.
+    fn released(&mut self, bytes: u32);
+    /// `id` waits for a buffer: [`Conn::retry`] is to be called.
+    fn starved(&mut self, id: CmdId);
+    /// Submits an I/O; hands it back when the bdev's queue is full, after which [`Conn::resubmit`] is to be called.
+    fn submit(&mut self, lu: LuId, id: CmdId, io: Box<Io>) -> Result<(), Box<Io>>;
+    /// Asks the bdev to end an I/O early.
+    fn abort(&mut self, lu: LuId, id: CmdId);
+    /// Sends a request to the owner of a logical unit; [`Conn::replied`] is to be called with what it says.
+    fn control(&mut self, conn: u32, lu: LuId, nexus: &Nexus, control: Control, to: ReplyTo);
+    /// Aborts the commands to a logical unit of all other sessions.
+    fn abort_others(&mut self, lu: LuId, nexus: &Nexus);
+    /// A login has succeeded: the session's TSIH, and its nexus unless it is for discovery.
+    fn begin_session(&mut self, conn: u32, key: &SessionKey, addr: SocketAddr) -> (u16, Option<Nexus>);
+    /// What there is to be discovered: the answer to SendTargets, of one target or of all.
+    fn send_targets(&self, key: &SessionKey, addr: SocketAddr, only: Option<&str>) -> Vec<u8>;
+    /// Time.
+    fn now(&self) -> Tick;
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnState {
+    /// Login.
+    Login,
+    /// Full feature phase.
+    Full,
+    /// What is queued is sent, then it is closed; what comes is thrown away.
+    Ending,
+    /// Nothing is received or sent.
+    Closed,
+}
+
+/// What part of a PDU comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Header,
+    Data,
+    Pad,
+    Digest,
+}
+
+/// Where a PDU's data go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// Nowhere.
+    Discard,
+    /// Kept as text.
+    Text,
+    /// To a command.
+    Cmd(u16),
+}
+
+/// The PDU whose header has come.
+#[derive(Debug)]
+struct Pdu {
+    bhs: Bhs,
+    target: Target,
+    /// Where the next byte goes in the command's data.
+    at: u32,
+    len: u32,
+    left: u32,
+    pad_left: u32,
+}
+
+/// The session's numbers.
+#[derive(Debug, Default)]
+struct Numbers {
+    stat_sn: u32,
+    exp_cmd_sn: u32,
+    max_cmd_sn: u32,
+    /// Numbered commands without an answer.
+    active: u16,
+    /// Immediate ones.
+    immediate: u16,
+    window: u16,
+    next_seq: u64,
+    /// Commands with attribute ORDERED that have no answer, and those that wait for older ones.
+    ordered: u16,
+    waiting: u16,
+}
+
+/// The machine of one connection.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    id: u32,
+    pub(crate) addr: SocketAddr,
+    pub(crate) tpgt: u16,
+    state: ConnState,
+    login: Option<Box<Login>>,
+    pub(crate) key: Option<SessionKey>,
+    pub(crate) tsih: u16,
+    cid: u16,
+    agreed: Operational,
+    pub(crate) nexus: Option<Nexus>,
+    numbers: Numbers,
+    phase: Phase,
+    pdu: Pdu,
+    hdr: Vec<u8>,
+    digest: [u8; DIGEST_LEN],
+    digest_len: usize,
+    text: Vec<u8>,
+    /// What is still to be sent of a text response, and its Target Transfer Tag.
+    text_out: Vec<u8>,
+    text_ttt: u32,
+    /// Keys of a text request that go on in the next PDU.
+    text_in: Vec<u8>,
+    pub(crate) tx: TxQueue,
+    slab: Slab,
+    /// Commands that the bdevs have.
+    out: u32,
+    tmfs: tmf::Tmfs,
+    /// The command whose immediate data cannot be received for lack of a buffer, and what came after.
+    stalled: Option<u16>,
+    leftover: Vec<u8>,
+    /// Something came since this was last cleared: for pings.
+    pub(crate) heard: bool,
+    ping: u32,
+    pub(crate) ping_out: bool,
+}
+
+impl Conn {
+    /// A connection from `addr` to portal group `tpgt` on which nothing has come.
+    pub(crate) fn new(id: u32, addr: SocketAddr, tpgt: u16) -> Self {
+        let pdu = Pdu { bhs: Bhs::default(), target: Target::Discard, at: 0, len: 0, left: 0, pad_left: 0 };
+        Self {
+            id,
+            addr,
+            tpgt,
+            state: ConnState::Login,
+            login: Some(Box::new(Login::new())),
+            key: None,
+            tsih: 0,
+            cid: 0,
+            agreed: Operational::default(),
+            nexus: None,
+            numbers: Numbers::default(),
+            phase: Phase::Header,
+            pdu,
+            hdr: Vec::new(),
+            digest: [0; DIGEST_LEN],
+            digest_len: 0,
+            text: Vec::new(),
+            text_out: Vec::new(),
+            text_ttt: 0,
+            text_in: Vec::new(),
+            tx: TxQueue::default(),
+            slab: Slab::default(),
+            out: 0,
+            tmfs: tmf::Tmfs::default(),
+            stalled: None,
+            leftover: Vec::new(),
+            heard: false,
+            ping: 0,
+            ping_out: false,
+        }
+    }
+
+    /// Where it is in its life.
+    pub(crate) fn state(&self) -> ConnState {
+        self.state
+    }
+
+    /// Its slots.
+    pub(crate) fn slab(&self) -> &Slab {
+        &self.slab
+    }
+
+    /// Commands that the bdevs have.
+    pub(crate) fn out(&self) -> u32 {
+        self.out
+    }
+
+    /// Whether what comes can be received now. There must be slots for a whole window.
+    #[inline]
+    pub(crate) fn wants_bytes(&self) -> bool {
+        let slots = usize::from(self.numbers.window + IMMEDIATE_MAX);
+        let room = self.state != ConnState::Full || self.slab.free_len() + self.pending() >= slots;
+        room && self.stalled.is_none()
+            && self.state != ConnState::Closed
+            && self.tx.hdr_bytes() < TX_BYTES_MAX
+    }
+
+    fn pending(&self) -> usize {
+        usize::from(self.numbers.active) + usize::from(self.numbers.immediate)
+    }
+
+    fn data_max(&self) -> u32 {
+        self.agreed.data_to_target.max(8192)
+    }
+
+    /// The rest of the data that comes now, where it is long enough to be received straight into its buffer.
+    #[inline]
+    pub(crate) fn direct(&mut self) -> Option<&mut [u8]> {
+        let Target::Cmd(slot) = self.pdu.target else { return None };
+        let (at, left) = (self.pdu.at, self.pdu.left);
+        if self.phase != Phase::Data || left < DIRECT_MIN || self.state != ConnState::Full {
+            return None;
+        }
+        self.slab.get_mut(slot)?.room(at, left).filter(|room| u32::try_from(room.len()) == Ok(left))
+    }
+
+    /// `len` bytes have come into [`Self::direct`].
+    pub(crate) fn direct_came<S: Sink>(&mut self, len: usize, sink: &mut S) {
+        let len = u32::try_from(len).unwrap_or(u32::MAX).min(self.pdu.left);
+        self.pdu.left -= len;
+        self.pdu.at += len;
+        self.heard = true;
+        self.after_data(sink);
+    }
+
+    /// Handles bytes as they came.
+    pub(crate) fn receive<S: Sink>(&mut self, bytes: &[u8], sink: &mut S) {
+        self.heard = true;
+        let mut rest = bytes;
+        while matches!(self.state, ConnState::Login | ConnState::Full) {
+            if self.stalled.is_some() {
+                self.leftover.extend_from_slice(rest);
+                return;
+            }
+            if rest.is_empty() {
+                return;
+            }
+            match self.phase {
+                Phase::Header => self.header(&mut rest, sink),
+                Phase::Data => self.data(&mut rest, sink),
+                Phase::Pad => {
+                    let pad = (self.pdu.pad_left as usize).min(rest.len());
+                    rest = rest.get(pad..).unwrap_or_default();
+                    self.pdu.pad_left -= u32::try_from(pad).unwrap_or(0);
+                    self.after_data(sink);
+                }
+                Phase::Digest => self.data_digest(&mut rest, sink),
+            }
+        }
+    }
+
+    fn header_digest_len(&self) -> usize {
+        if self.agreed.header_digest && self.state == ConnState::Full { DIGEST_LEN } else { 0 }
+    }
+
+    fn has_data_digest(&self) -> bool {
+        self.agreed.data_digest && self.state == ConnState::Full
+    }
+
+    /// How long the header at the beginning of `bytes` is with all that belongs to it, and what it is.
+    fn frame(&self, bytes: &[u8]) -> Result<Option<(CheckedBhs, usize)>, BhsError> {
+        let Some(checked) = CheckedBhs::parse_prefix(bytes, self.data_max(), AHS_LEN_MAX)? else {
+            return Ok(None);
+        };
+        Ok(Some((checked, BHS_LEN + checked.ahs_len + self.header_digest_len())))
+    }
+
+    fn header<S: Sink>(&mut self, rest: &mut &[u8], sink: &mut S) {
+        if self.hdr.is_empty() {
+            match self.frame(rest) {
+                Err(error) => return self.bad_header(rest, error),
+                Ok(Some((checked, len))) if rest.len() >= len => {
+                    let (bytes, tail) = rest.split_at(len);
+                    *rest = tail;
+                    return self.handle(&checked, bytes, sink);
+                }
+                Ok(_) => {}
+            }
+        }
+        // A header in pieces.
+        loop {
+            let want = match self.frame(&self.hdr) {
+                Err(error) => {
+                    let kept = std::mem::take(&mut self.hdr);
+                    return self.bad_header(&kept, error);
+                }
+                Ok(None) => BHS_LEN,
+                Ok(Some((checked, len))) if self.hdr.len() >= len => {
+                    let kept = std::mem::take(&mut self.hdr);
+                    self.handle(&checked, &kept, sink);
+                    if self.hdr.capacity() == 0 {
+                        // Keep the room for the next one.
+                        self.hdr = kept;
+                        self.hdr.clear();
+                    }
+                    return;
+                }
+                Ok(Some((_, len))) => len,
+            };
+            if rest.is_empty() {
+                return;
+            }
+            let count = want.saturating_sub(self.hdr.len()).min(rest.len()).min(HDR_MAX);
+            let (now, later) = rest.split_at(count);
+            self.hdr.extend_from_slice(now);
+            *rest = later;
+        }
+    }
+
+    fn bad_header(&mut self, bytes: &[u8], error: BhsError) {
+        tracing::debug!(peer = %self.addr, %error, "an iSCSI connection is ended");
+        let bhs = Bhs::read_from_prefix(bytes).map(|(bhs, _)| bhs).unwrap_or_default();
+        let reason = match error {
+            BhsError::Opcode(_) => RejectReason::NOT_SUPPORTED,
+            _ => RejectReason::PROTOCOL,
+        };
+        self.fatal(&bhs, reason);
+    }
+
+    /// Handles a header with its additional segments and digest.
+    fn handle<S: Sink>(&mut self, checked: &CheckedBhs, bytes: &[u8], sink: &mut S) {
+        let Ok((bhs, _)) = Bhs::read_from_prefix(bytes) else { return };
+        if self.header_digest_len() > 0 {
+            let Some((header, received)) = bytes.split_last_chunk::<DIGEST_LEN>() else { return };
+            if digest(header) != *received {
+                let computed = u32::from_le_bytes(digest(header));
+                let error = BhsError::Digest { received: u32::from_le_bytes(*received), computed };
+                tracing::debug!(peer = %self.addr, %error, "an iSCSI connection is ended");
+                // Where the next PDU begins is not known, nor which command this was.
+                self.state = ConnState::Closed;
+                return;
+            }
+        }
+        let len = checked.data_len;
+        self.pdu = Pdu { bhs, target: Target::Discard, at: 0, len, left: len, pad_left: pad_len(len) };
+        self.text.clear();
+        let ahs = bytes.get(BHS_LEN..BHS_LEN + checked.ahs_len).unwrap_or_default();
+        match checked.opcode {
+            Opcode::SCSI_COMMAND if self.state == ConnState::Full => self.command(ahs, sink),
+            Opcode::DATA_OUT if self.state == ConnState::Full => self.data_out(),
+            _ if len > TEXT_MAX => self.fatal(&bhs, RejectReason::PROTOCOL),
+            _ => self.pdu.target = Target::Text,
+        }
+        if !matches!(self.state, ConnState::Login | ConnState::Full) {
+            return;
+        }
+        if len > 0 {
+            self.phase = Phase::Data;
+        } else {
+            self.pdu_end(false, sink);
+        }
+    }
+
+    fn data<S: Sink>(&mut self, rest: &mut &[u8], sink: &mut S) {
+        let len = self.pdu.left.min(u32::try_from(rest.len()).unwrap_or(u32::MAX));
+        let (now, later) = rest.split_at(len as usize);
+        *rest = later;
+        match self.pdu.target {
+            Target::Discard => {}
+            Target::Text => self.text.extend_from_slice(now),
+            Target::Cmd(slot) => {
+                let room = self.slab.get_mut(slot).and_then(|cmd| cmd.room(self.pdu.at, len));
+                if let Some(room) = room
+                    && let Some(now) = now.get(..room.len())
+                {
+                    room.copy_from_slice(now);
+                }
+            }
+        }
+        self.pdu.at += len;
+        self.pdu.left -= len;
+        self.after_data(sink);
+    }
+
+    /// Some of a PDU's data or padding has come: what is next?
+    fn after_data<S: Sink>(&mut self, sink: &mut S) {
+        self.phase = match (self.pdu.left, self.pdu.pad_left) {
+            (0, 0) if self.has_data_digest() => Phase::Digest,
+            (0, 0) => return self.pdu_end(false, sink),
+            (0, _) => Phase::Pad,
+            _ => Phase::Data,
+        };
+    }
+
+    fn data_digest<S: Sink>(&mut self, rest: &mut &[u8], sink: &mut S) {
+        let count = (DIGEST_LEN - self.digest_len).min(rest.len());
+        let (now, later) = rest.split_at(count);
+        if let Some(to) = self.digest.get_mut(self.digest_len..self.digest_len + count) {
+            to.copy_from_slice(now);
+        }
+        self.digest_len += count;
+        *rest = later;
+        if self.digest_len < DIGEST_LEN {
+            return;
+        }
+        self.digest_len = 0;
+        let pad = pad_len(self.pdu.len) as usize;
+        let good = match self.pdu.target {
+            Target::Discard => true,
+            Target::Text => padded_digest(&self.text, pad) == self.digest,
+            Target::Cmd(slot) => {
+                let (from, len) = (self.pdu.at - self.pdu.len, self.pdu.len);
+                let cmd = self.slab.get_mut(slot);
+                // What is cut off at the end of the wanted data was not kept and cannot be checked.
+                cmd.and_then(|cmd| cmd.room(from, len))
+                    .is_none_or(|data| data.len() != len as usize || padded_digest(data, pad) == self.digest)
+            }
+        };
+        self.pdu_end(!good, sink);
+    }
+
+    /// A PDU is complete.
+    fn pdu_end<S: Sink>(&mut self, bad_digest: bool, sink: &mut S) {
+        self.phase = Phase::Header;
+        let bhs = self.pdu.bhs;
+        if bad_digest {
+            self.reject(&bhs, RejectReason::DATA_DIGEST);
+        }
+        match std::mem::replace(&mut self.pdu.target, Target::Discard) {
+            Target::Discard => {}
+            Target::Cmd(slot) => {
+                if let Some(cmd) = self.slab.get_mut(slot) {
+                    cmd.bad_digest |= bad_digest;
+                }
+                self.data_came(slot, sink);
+            }
+            Target::Text if bad_digest => {}
+            Target::Text => {
+                let text = std::mem::take(&mut self.text);
+                self.service(&bhs, &text, sink);
+                self.text = text;
+            }
+        }
+    }
+
+    /// Ends the connection: what waits is dropped, what the bdevs have comes back by itself.
+    pub(crate) fn close<S: Sink>(&mut self, sink: &mut S) {
+        self.state = ConnState::Closed;
+        self.tx.clear();
+        self.stalled = None;
+        self.leftover = Vec::new();
+        let used: Vec<(u16, CmdState)> = self.slab.used().map(|(slot, cmd)| (slot, cmd.state)).collect();
+        for (slot, state) in used {
+            if state == CmdState::Executing {
+                let lu = self.slab.get(slot).map_or(LuId(0), |cmd| cmd.lu);
+                if let Some(cmd) = self.slab.get_mut(slot) {
+                    cmd.aborted = true;
+                }
+                sink.abort(lu, CmdId { conn: self.id, slot });
+            } else {
+                self.drop_cmd(slot, sink);
+            }
+        }
+    }
+
+    /// Rejects a PDU, then ends the connection.
+    #[cold]
+    fn fatal(&mut self, bhs: &Bhs, reason: RejectReason) {
+        if self.state == ConnState::Full {
+            self.reject(bhs, reason);
+            self.end();
+        } else {
+            self.state = ConnState::Closed;
+        }
+    }
+
+    /// Sends what is queued, then closes.
+    pub(crate) fn end(&mut self) {
+        self.state = ConnState::Ending;
+        self.stalled = None;
+        self.leftover = Vec::new();
+    }
+}

@@ -1,0 +1,279 @@
+//! Listening, accepting, handing connections to the least loaded reactor, time-outs, and closing.
+
+use std::net::SocketAddr;
+
+use penstock_bdev::reservation::RegistrantId;
+use penstock_reactor::net::{Interest, SocketOptions, TcpListener, TcpSocket};
+use penstock_reactor::{ReactorError, Tick};
+use penstock_scsi::LuId;
+
+use super::core::Core;
+use super::{Entry, Group, GroupCell, LISTENERS_MAX, Listener};
+use crate::conn::{Conn, ConnState};
+use crate::sessions::Place;
+
+/// Connections accepted per turn.
+const ACCEPT_BUDGET: usize = 64;
+/// How long initiators have for a logout that they are asked for, in seconds.
+const LOGOUT_SECONDS: u16 = 3;
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// The key of a connection in the socket group.
+pub(super) fn key_of(index: u32) -> u32 {
+    index.saturating_add(u32::try_from(LISTENERS_MAX).unwrap_or(0))
+}
+
+impl GroupCell {
+    /// Ends the commands to a logical unit of all sessions but one.
+    pub(crate) fn sweep(&self, lu: LuId, but: RegistrantId) {
+        let mut group = self.0.borrow_mut();
+        group.core.sweeps.push((lu, but));
+        group.abort_others();
+    }
+
+    /// Closes the connection of a session that was reinstated.
+    pub(crate) fn terminate(&self, place: Place) {
+        let mut group = self.0.borrow_mut();
+        if group.entry_mut(place.conn).is_some_and(|entry| entry.serial == place.serial) {
+            group.close(place.conn);
+        }
+    }
+}
+
+impl Core {
+    /// When a silent initiator is to be asked whether it is still there.
+    pub(super) fn ping_at(&self) -> Tick {
+        match self.common.options.nop_in_interval {
+            0 => Tick::NEVER,
+            seconds => self.now.plus_ns(u64::from(seconds) * SECOND_NS),
+        }
+    }
+}
+
+impl Group {
+    pub(super) fn listen(&mut self, addr: SocketAddr, tpgt: u16) -> Result<SocketAddr, ReactorError> {
+        let full =
+            |kind: std::io::ErrorKind| ReactorError::Os { what: "add a listener", source: kind.into() };
+        let free = self.listeners.iter().position(Option::is_none).unwrap_or(self.listeners.len());
+        if free >= LISTENERS_MAX {
+            return Err(full(std::io::ErrorKind::QuotaExceeded));
+        }
+        let sock = TcpListener::bind(addr, &SocketOptions::default(), false)?;
+        let addr = sock.local_addr().map_err(|source| ReactorError::Os { what: "ask for a port", source })?;
+        let key = u32::try_from(free).unwrap_or(u32::MAX);
+        self.sockets
+            .add(&sock, key, Interest::READ)
+            .map_err(|source| ReactorError::Os { what: "watch a listener", source })?;
+        if free == self.listeners.len() {
+            self.listeners.push(None);
+        }
+        if let Some(slot) = self.listeners.get_mut(free) {
+            *slot = Some(Listener { sock, addr, tpgt, paused: false });
+        }
+        tracing::info!(%addr, tpgt, "listening");
+        Ok(addr)
+    }
+
+    pub(super) fn unlisten(&mut self, addr: SocketAddr) -> bool {
+        let found = self.listeners.iter().position(|slot| slot.as_ref().is_some_and(|l| l.addr == addr));
+        found.is_some_and(|at| self.close_listener(at))
+    }
+
+    fn close_listener(&mut self, at: usize) -> bool {
+        let Some(listener) = self.listeners.get_mut(at).and_then(Option::take) else { return false };
+        self.sockets.remove(&listener.sock, u32::try_from(at).unwrap_or(u32::MAX));
+        tracing::info!(addr = %listener.addr, "listening no more");
+        true
+    }
+
+    pub(super) fn accept(&mut self, key: u32, now: Tick) -> usize {
+        let mut accepted = 0;
+        while accepted < ACCEPT_BUDGET {
+            let Some(listener) = self.listeners.get_mut(key as usize).and_then(Option::as_mut) else { break };
+            let tpgt = listener.tpgt;
+            match listener.sock.accept() {
+                Ok(Some((sock, peer))) => {
+                    accepted += 1;
+                    self.hand_over(sock, peer, tpgt, now);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    // Out of descriptors: the next scan tries again.
+                    tracing::warn!(addr = %listener.addr, %error, "cannot accept");
+                    listener.paused = true;
+                    self.sockets.set_interest(&listener.sock, key, Interest::NONE).ok();
+                    break;
+                }
+            }
+        }
+        accepted
+    }
+
+    fn hand_over(&mut self, sock: TcpSocket, peer: SocketAddr, tpgt: u16, now: Tick) {
+        let peers = &self.core.common.peers;
+        let to = peers.least_loaded();
+        peers.add_load(to, true);
+        if to == self.core.index {
+            self.adopt(sock, peer, tpgt, now);
+            return;
+        }
+        let Some(handle) = peers.handle(to) else { return };
+        let sent = handle.send(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.0.borrow_mut().adopt(sock, peer, tpgt, cx.now());
+            }
+        });
+        if let Err(error) = sent {
+            peers.add_load(to, false);
+            tracing::warn!(%error, "a connection is dropped");
+        }
+    }
+
+    /// Takes a connection in.
+    fn adopt(&mut self, sock: TcpSocket, peer: SocketAddr, tpgt: u16, now: Tick) {
+        let options = &self.core.common.options;
+        let open = self.entries.len() - self.free.len();
+        let full = open >= options.connections_max as usize
+            || self.half_open >= options.half_open_max
+            || self.draining;
+        let deadline = now.plus_ns(u64::from(options.login_timeout) * SECOND_NS);
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => u32::try_from(self.entries.len()).unwrap_or(u32::MAX),
+        };
+        let added = if full {
+            Err(std::io::ErrorKind::QuotaExceeded.into())
+        } else {
+            sock.set_options(&SocketOptions::default())
+                .and_then(|()| self.sockets.add(&sock, key_of(index), Interest::READ))
+        };
+        if index as usize == self.entries.len() {
+            self.entries.push(None);
+            self.core.serials.push(0);
+            self.dirty.reserve(self.entries.len());
+        }
+        if let Err(error) = added {
+            self.free.push(index);
+            self.core.common.peers.add_load(self.core.index, false);
+            tracing::debug!(%error, "a connection is refused");
+            return;
+        }
+        self.serial += 1;
+        self.half_open += 1;
+        if let Some(serial) = self.core.serials.get_mut(index as usize) {
+            *serial = self.serial;
+        }
+        let entry = Entry {
+            sock,
+            conn: Conn::new(index, peer, tpgt),
+            serial: self.serial,
+            deadline,
+            half_open: true,
+            dirty: false,
+            wants_write: false,
+            paused: false,
+            winding_up: false,
+            gone: false,
+        };
+        if let Some(slot) = self.entries.get_mut(index as usize) {
+            *slot = Some(Box::new(entry));
+        }
+    }
+
+    /// Closes a connection now. What the bdevs have of it comes back later; until then its place stays taken.
+    pub(super) fn close(&mut self, index: u32) {
+        let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        if entry.gone {
+            return;
+        }
+        entry.gone = true;
+        if std::mem::take(&mut entry.half_open) {
+            self.half_open = self.half_open.saturating_sub(1);
+        }
+        self.sockets.remove(&entry.sock, key_of(index));
+        // The peer learns of it now, not when the last I/O is back.
+        entry.sock.shutdown(std::net::Shutdown::Both).ok();
+        entry.conn.close(&mut self.core);
+        self.core.forget_conn(index);
+        let common = &self.core.common;
+        common.peers.add_load(self.core.index, false);
+        if let Some(key) = entry.conn.key.filter(|_| entry.conn.tsih != 0) {
+            let place = Place { reactor: self.core.index, conn: index, serial: entry.serial };
+            common.sessions.leave(&key, place);
+        }
+        if let Some(nexus) = entry.conn.nexus.as_ref() {
+            self.core.nexus_lost(nexus);
+        }
+        self.reap(index);
+    }
+
+    /// Frees the place of a closed connection when nothing of it is under way.
+    pub(super) fn reap(&mut self, index: u32) {
+        let Some(entry) = self.entries.get(index as usize).and_then(Option::as_ref) else { return };
+        if !entry.gone || entry.conn.out() > 0 || entry.dirty {
+            return;
+        }
+        if let Some(slot) = self.entries.get_mut(index as usize) {
+            *slot = None;
+        }
+        self.free.push(index);
+    }
+
+    pub(super) fn drain(&mut self) {
+        self.draining = true;
+        for at in 0..self.listeners.len() {
+            self.close_listener(at);
+        }
+        let grace = self.core.now.plus_ns(u64::from(LOGOUT_SECONDS) * SECOND_NS);
+        for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
+            let Some(entry) = self.entry_mut(index) else { continue };
+            if entry.conn.state() == ConnState::Full {
+                entry.conn.push_logout_request(LOGOUT_SECONDS);
+                entry.winding_up = true;
+                entry.deadline = grace;
+                self.touch(index);
+            } else {
+                self.close(index);
+            }
+        }
+    }
+
+    /// Time-outs: logins that never end, silent initiators, peers that do not close.
+    pub(super) fn scan(&mut self, now: Tick) {
+        for (listener, key) in self.listeners.iter_mut().zip(0..) {
+            if let Some(listener) = listener.as_mut().filter(|listener| listener.paused) {
+                listener.paused = false;
+                self.sockets.set_interest(&listener.sock, key, Interest::READ).ok();
+            }
+        }
+        let (interval, timeout) =
+            (self.core.ping_at(), u64::from(self.core.common.options.nop_timeout) * SECOND_NS);
+        for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
+            let Some(entry) = self.entry_mut(index).filter(|entry| !entry.gone) else { continue };
+            let heard = std::mem::take(&mut entry.conn.heard);
+            if entry.conn.state() == ConnState::Closed {
+                self.close(index);
+                continue;
+            }
+            let quiet = entry.conn.state() == ConnState::Full && !entry.winding_up;
+            if quiet && heard && !entry.conn.ping_out {
+                entry.deadline = interval;
+            } else if now >= entry.deadline {
+                if quiet && !entry.conn.ping_out {
+                    entry.conn.push_ping();
+                    entry.deadline = now.plus_ns(timeout);
+                    self.touch(index);
+                } else {
+                    tracing::debug!(peer = %entry.conn.addr, "an iSCSI connection is timed out");
+                    self.close(index);
+                }
+            } else if quiet
+                && !entry.conn.ping_out
+                && entry.deadline == Tick::NEVER
+                && interval != Tick::NEVER
+            {
+                entry.deadline = interval;
+            }
+        }
+    }
+}

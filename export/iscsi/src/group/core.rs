@@ -1,0 +1,310 @@
+//! What all connections of a reactor share: targets, views, channels, queues of those who wait.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use penstock_bdev::reservation::RegistrantId;
+use penstock_bdev::{BdevChannel, Busy, Io, IoStatus};
+use penstock_reactor::mem::Buf;
+use penstock_reactor::{Cx, Rest, Tick};
+use penstock_scsi::{Control, LuId, LuView, Nexus, iscsi_transport_id};
+use penstock_spec::iscsi::IscsiName;
+
+use super::{Common, GroupCell};
+use crate::config::{IscsiOptions, TargetConfig};
+use crate::conn::{CmdId, ReplyTo, Sink};
+use crate::host::{Address, ControlRequest};
+use crate::login::{Directory, say};
+use crate::sessions::{Place, SessionKey};
+
+/// The channel to one logical unit's bdev, shared by all connections of the reactor.
+#[derive(Debug)]
+struct Chan {
+    lu: LuId,
+    channel: BdevChannel,
+    /// Commands that found the bdev's queue full.
+    busy: VecDeque<CmdId>,
+    /// In the list of those to be polled.
+    active: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) common: Common,
+    /// Index of the reactor among the peers.
+    pub(crate) index: usize,
+    pub(crate) now: Tick,
+    targets: BTreeMap<IscsiName, Arc<TargetConfig>>,
+    views: BTreeMap<LuId, Arc<LuView>>,
+    chans: Vec<Chan>,
+    /// Places of channels with I/O under way.
+    active: Vec<usize>,
+    buffer_bytes: u64,
+    /// Commands that wait for a buffer.
+    pub(crate) starved: VecDeque<CmdId>,
+    /// Logical units whose commands are to be aborted in all sessions but one.
+    pub(crate) sweeps: Vec<(LuId, RegistrantId)>,
+    /// Serial numbers of the connections in their places.
+    pub(crate) serials: Vec<u64>,
+    /// I/Os of logical units that are not there: they come back in the next poll.
+    lost: Vec<Box<Io>>,
+}
+
+impl Core {
+    pub(crate) fn new(common: Common, index: usize) -> Self {
+        Self {
+            common,
+            index,
+            now: Tick::ZERO,
+            targets: BTreeMap::new(),
+            views: BTreeMap::new(),
+            chans: Vec::new(),
+            active: Vec::new(),
+            buffer_bytes: 0,
+            starved: VecDeque::new(),
+            sweeps: Vec::new(),
+            serials: Vec::new(),
+            lost: Vec::new(),
+        }
+    }
+
+    /// Takes over a new generation of a target node.
+    pub(crate) fn set_target(&mut self, config: &Arc<TargetConfig>) {
+        self.targets.insert(config.name, Arc::clone(config));
+    }
+
+    /// Takes over a view; opens the channel to a logical unit that is new.
+    pub(crate) fn set_view(&mut self, cx: &Cx, view: &Arc<LuView>) {
+        let lu = view.config.id;
+        let known = self.views.insert(lu, Arc::clone(view));
+        if known.is_some() {
+            return;
+        }
+        match view.config.descriptor.channel(cx) {
+            Ok(channel) => {
+                self.chans.push(Chan { lu, channel, busy: VecDeque::new(), active: false });
+                self.active.reserve(self.chans.len());
+            }
+            Err(error) => {
+                let bdev = view.config.descriptor.shared().name();
+                tracing::warn!(reactor = %cx.id(), bdev, %error, "no channel");
+            }
+        }
+    }
+
+    /// The LUNs of a target with the newest views.
+    pub(crate) fn views_of(&self, config: &TargetConfig) -> Vec<(u16, Arc<LuView>)> {
+        let view = |(lun, lu): &(u16, LuId)| Some((*lun, Arc::clone(self.views.get(lu)?)));
+        config.luns.iter().filter_map(view).collect()
+    }
+
+    /// Looks for ended I/Os of all channels; at most `budget` of each.
+    pub(crate) fn poll_chans(&mut self, budget: usize, done: &mut Vec<Box<Io>>, again: &mut Vec<CmdId>) {
+        done.append(&mut self.lost);
+        let mut at = 0;
+        while let Some(place) = self.active.get(at).copied() {
+            let Some(chan) = self.chans.get_mut(place) else {
+                self.active.swap_remove(at);
+                continue;
+            };
+            let ended = chan.channel.poll(self.now, budget, done);
+            if ended > 0 && !chan.busy.is_empty() {
+                again.extend(chan.busy.drain(..ended.min(chan.busy.len())));
+            }
+            if chan.channel.in_flight() == 0 {
+                again.extend(chan.busy.drain(..));
+                chan.active = false;
+                self.active.swap_remove(at);
+                continue;
+            }
+            at += 1;
+        }
+    }
+
+    /// Whether any I/O is under way.
+    pub(crate) fn has_active(&self) -> bool {
+        !self.active.is_empty() || !self.lost.is_empty()
+    }
+
+    /// Whether the core may sleep as far as the channels go.
+    pub(crate) fn rest(&self, now: Tick) -> Rest {
+        if !self.lost.is_empty() {
+            return Rest::Never;
+        }
+        let mut rest = Rest::UntilWoken;
+        for place in &self.active {
+            let chan = self.chans.get(*place);
+            match (chan.map_or(Rest::UntilWoken, |chan| chan.channel.rest(now)), rest) {
+                (Rest::Never, _) => return Rest::Never,
+                (Rest::Until(at), Rest::Until(other)) => rest = Rest::Until(at.min(other)),
+                (Rest::Until(at), _) => rest = Rest::Until(at),
+                (Rest::UntilWoken, _) => {}
+            }
+        }
+        rest
+    }
+
+    /// Forgets commands of a connection that is gone.
+    pub(crate) fn forget_conn(&mut self, conn: u32) {
+        self.starved.retain(|id| id.conn != conn);
+        for chan in &mut self.chans {
+            chan.busy.retain(|id| id.conn != conn);
+        }
+    }
+
+    /// A session is gone: its reservations of the old kind and its preventions end.
+    pub(crate) fn nexus_lost(&mut self, nexus: &Nexus) {
+        let mut lus: Vec<LuId> = nexus.luns().map(|(_, view)| view.config.id).collect();
+        lus.sort_unstable();
+        lus.dedup();
+        for lu in lus {
+            self.control(u32::MAX, lu, nexus, Control::NexusLost, ReplyTo::Nobody);
+        }
+    }
+
+    fn target_lines(&self, config: &TargetConfig, key: &SessionKey, addr: SocketAddr, out: &mut Vec<u8>) {
+        let mut portals = config.portals_for(&key.initiator, addr.ip()).peekable();
+        if portals.peek().is_none() {
+            return;
+        }
+        say(out, "TargetName", config.name.as_str());
+        for (tpgt, portal) in portals {
+            say(out, "TargetAddress", &format!("{portal},{tpgt}"));
+        }
+    }
+}
+
+impl Directory for Core {
+    fn target(&self, name: &IscsiName) -> Option<Arc<TargetConfig>> {
+        self.targets.get(name).cloned()
+    }
+
+    fn options(&self) -> &IscsiOptions {
+        &self.common.options
+    }
+
+    fn has_session(&self, key: &SessionKey, tsih: u16) -> bool {
+        self.common.sessions.has(key, tsih)
+    }
+}
+
+impl Sink for Core {
+    #[inline]
+    fn buffer(&mut self, len: u32) -> Option<Buf> {
+        let bytes = self.buffer_bytes + u64::from(len);
+        if bytes > self.common.options.buffer_bytes_max {
+            return None;
+        }
+        let buf = Buf::alloc(len as usize)?;
+        self.buffer_bytes = bytes;
+        Some(buf)
+    }
+
+    #[inline]
+    fn released(&mut self, bytes: u32) {
+        self.buffer_bytes = self.buffer_bytes.saturating_sub(bytes.into());
+    }
+
+    fn starved(&mut self, id: CmdId) {
+        self.starved.push_back(id);
+    }
+
+    #[inline]
+    fn submit(&mut self, lu: LuId, id: CmdId, mut io: Box<Io>) -> Result<(), Box<Io>> {
+        let now = self.now;
+        let found = self.chans.iter_mut().zip(0..).find(|(chan, _)| chan.lu == lu);
+        let Some((chan, place)) = found else {
+            io.status = IoStatus::Gone;
+            self.lost.push(io);
+            return Ok(());
+        };
+        let refused = match chan.channel.submit(io, now) {
+            Ok(()) => None,
+            Err(Busy(io)) => {
+                chan.busy.push_back(id);
+                Some(io)
+            }
+        };
+        if !chan.active {
+            chan.active = true;
+            self.active.push(place);
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    fn abort(&mut self, lu: LuId, id: CmdId) {
+        if let Some(chan) = self.chans.iter_mut().find(|chan| chan.lu == lu) {
+            chan.channel.abort(id.tag());
+        }
+    }
+
+    fn control(&mut self, conn: u32, lu: LuId, nexus: &Nexus, control: Control, to: ReplyTo) {
+        let serial = self.serials.get(conn as usize).copied().unwrap_or(0);
+        let reply = Address { reactor: self.index, conn, serial, to };
+        (self.common.control)(ControlRequest { lu, from: nexus.id().clone(), control, reply });
+    }
+
+    fn abort_others(&mut self, lu: LuId, nexus: &Nexus) {
+        self.sweeps.push((lu, nexus.id().clone()));
+        for (handle, index) in self.common.peers.handles().iter().zip(0..) {
+            if index == self.index {
+                continue;
+            }
+            let but = nexus.id().clone();
+            let sent = handle.send(move |cx| {
+                if let Some(cell) = GroupCell::of(cx) {
+                    cell.sweep(lu, but);
+                }
+            });
+            if let Err(error) = sent {
+                tracing::warn!(reactor = %handle.id(), %error, "commands there are not aborted");
+            }
+        }
+    }
+
+    fn begin_session(&mut self, conn: u32, key: &SessionKey, addr: SocketAddr) -> (u16, Option<Nexus>) {
+        let serial = self.serials.get(conn as usize).copied().unwrap_or(0);
+        let place = Place { reactor: self.index, conn, serial };
+        let (tsih, old) = self.common.sessions.enter(*key, place, addr);
+        if let Some(old) = old
+            && let Some(handle) = self.common.peers.handle(old.reactor)
+        {
+            let sent = handle.send(move |cx| {
+                if let Some(cell) = GroupCell::of(cx) {
+                    cell.terminate(old);
+                }
+            });
+            if let Err(error) = sent {
+                tracing::warn!(%error, "a session that was reinstated is not closed yet");
+            }
+        }
+        let target = key.target.and_then(|name| self.targets.get(&name));
+        let nexus = target.map(|config| {
+            let id = iscsi_transport_id(key.initiator.as_str(), Some(key.isid.0));
+            let mut nexus = Nexus::new(&id, config.port_of(key.tpgt), self.common.seal.clone());
+            nexus.apply_luns(&self.views_of(config));
+            nexus
+        });
+        (tsih, nexus)
+    }
+
+    fn send_targets(&self, key: &SessionKey, addr: SocketAddr, only: Option<&str>) -> Vec<u8> {
+        let mut out = Vec::new();
+        match only {
+            Some(name) => {
+                let config = name.parse().ok().and_then(|name: IscsiName| self.targets.get(&name));
+                if let Some(config) = config {
+                    self.target_lines(config, key, addr, &mut out);
+                }
+            }
+            None => self.targets.values().for_each(|config| self.target_lines(config, key, addr, &mut out)),
+        }
+        out
+    }
+
+    fn now(&self) -> Tick {
+        self.now
+    }
+}

@@ -1,0 +1,354 @@
+//! All of one reactor's connections: sockets, machines, channels.
+//!
+//! ```text
+//!   turn:  sockets ready ─► receive ─► Conn ─► Core::submit ─► bdev channel ─► poll ─► Conn::io_back ─► one send each
+//!                                        └──► ControlPort ─► owner of the logical unit ─► Conn::replied
+//! ```
+//!
+//! Invariants: a connection's place in the table is not used again while a bdev knows it; every connection that was
+//! touched in a turn is in `dirty` once and flushed at the turn's end.
+
+mod admit;
+mod core;
+mod read;
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use penstock_bdev::Io;
+use penstock_bdev::reservation::RegistrantId;
+use penstock_reactor::net::{Ready, SocketGroup, TcpListener, TcpSocket};
+use penstock_reactor::{Cx, Poller, ReactorError, ReactorHandle, Rest, Tick};
+use penstock_scsi::{LuView, Seal};
+
+use self::core::Core;
+use crate::config::{IscsiOptions, TargetConfig};
+use crate::conn::{CmdId, Conn};
+use crate::host::{Address, ControlPort};
+use crate::sessions::Sessions;
+
+/// What one receive takes at most.
+const RX_BYTES: usize = 256 << 10;
+/// Ended I/Os taken from a channel per turn.
+const DONE_BUDGET: usize = 256;
+/// How often time-outs are looked at, in nanoseconds.
+const SCAN_NS: u64 = 250_000_000;
+/// How soon commands without a buffer try again where nothing else happens, in nanoseconds.
+const STARVED_NS: u64 = 100_000;
+/// Listeners of one reactor at most; their keys in the socket group are the first.
+const LISTENERS_MAX: usize = 256;
+
+/// All reactors of a target.
+#[derive(Debug)]
+pub struct Peers {
+    handles: Vec<ReactorHandle>,
+    /// Connections of each, as the acceptors see them.
+    loads: Vec<AtomicU32>,
+}
+
+impl Peers {
+    /// The reactors that share the connections of a target, in the order of their indices.
+    #[must_use]
+    pub fn new(handles: Vec<ReactorHandle>) -> Arc<Self> {
+        let loads = handles.iter().map(|_| AtomicU32::new(0)).collect();
+        Arc::new(Self { handles, loads })
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn handles(&self) -> &[ReactorHandle] {
+        &self.handles
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn handle(&self, index: usize) -> Option<&ReactorHandle> {
+        self.handles.get(index)
+    }
+
+    fn add_load(&self, index: usize, up: bool) {
+        let Some(load) = self.loads.get(index) else { return };
+        if up {
+            load.fetch_add(1, Ordering::Relaxed);
+        } else {
+            load.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The one with the fewest connections.
+    fn least_loaded(&self) -> usize {
+        let loads = self.loads.iter().map(|load| load.load(Ordering::Relaxed)).enumerate();
+        loads.min_by_key(|(_, load)| *load).map_or(0, |(index, _)| index)
+    }
+}
+
+/// What the groups of all reactors have in common.
+#[derive(Clone)]
+pub struct Common {
+    /// Settings.
+    pub options: Arc<IscsiOptions>,
+    /// The reactors.
+    pub peers: Arc<Peers>,
+    /// The sessions of the process.
+    pub sessions: Arc<Sessions>,
+    /// The way to the owners of logical units.
+    pub control: ControlPort,
+    /// Marks the tokens of this process.
+    pub seal: Seal,
+}
+
+impl std::fmt::Debug for Common {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Common").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// A connection and its socket.
+#[derive(Debug)]
+struct Entry {
+    sock: TcpSocket,
+    conn: Conn,
+    /// Tells a connection from an earlier one in the same place.
+    serial: u64,
+    /// It must have got further by then.
+    deadline: Tick,
+    /// Counted as half open.
+    half_open: bool,
+    dirty: bool,
+    wants_write: bool,
+    paused: bool,
+    /// It has a last deadline.
+    winding_up: bool,
+    /// Its socket is out of the group; only I/Os under way keep it.
+    gone: bool,
+}
+
+/// A listening socket.
+#[derive(Debug)]
+struct Listener {
+    sock: TcpListener,
+    addr: SocketAddr,
+    tpgt: u16,
+    paused: bool,
+}
+
+/// The connections of one reactor; reached by [`GroupCell`].
+#[derive(Debug)]
+struct Group {
+    sockets: SocketGroup,
+    entries: Vec<Option<Box<Entry>>>,
+    free: Vec<u32>,
+    serial: u64,
+    half_open: u32,
+    listeners: Vec<Option<Listener>>,
+    core: Core,
+    rx: Box<[u8]>,
+    ready: Vec<Ready>,
+    done: Vec<Box<Io>>,
+    again: Vec<CmdId>,
+    dirty: Vec<u32>,
+    next_scan: Tick,
+    draining: bool,
+}
+
+/// A reactor's group, as a service of the reactor.
+#[derive(Debug)]
+pub struct GroupCell(RefCell<Group>);
+
+struct GroupPoller(Rc<GroupCell>);
+
+impl Poller for GroupPoller {
+    fn poll(&mut self, _cx: &Cx, now: Tick) -> usize {
+        self.0.0.borrow_mut().poll(now)
+    }
+
+    fn rest(&mut self, now: Tick) -> Rest {
+        self.0.0.borrow().rest(now)
+    }
+}
+
+impl GroupCell {
+    /// Makes the group of this reactor, which is number `index` of the peers, and begins to poll it.
+    ///
+    /// # Errors
+    /// [`ReactorError::Os`] when there are no descriptors left.
+    pub fn start(cx: &Cx, common: Common, index: usize) -> Result<Rc<Self>, ReactorError> {
+        if let Some(cell) = Self::of(cx) {
+            return Ok(cell);
+        }
+        let group = Group {
+            sockets: SocketGroup::new(cx.sleep_set())?,
+            entries: Vec::new(),
+            free: Vec::new(),
+            serial: 0,
+            half_open: 0,
+            listeners: Vec::new(),
+            core: Core::new(common, index),
+            rx: vec![0; RX_BYTES].into_boxed_slice(),
+            ready: Vec::new(),
+            done: Vec::new(),
+            again: Vec::new(),
+            dirty: Vec::new(),
+            next_scan: Tick::ZERO,
+            draining: false,
+        };
+        let cell = cx.service(|_| Self(RefCell::new(group)));
+        cx.add_poller("iscsi", Box::new(GroupPoller(Rc::clone(&cell))));
+        Ok(cell)
+    }
+
+    /// The group of this reactor, if it was started.
+    #[must_use]
+    pub fn of(cx: &Cx) -> Option<Rc<Self>> {
+        cx.find_service::<Self>()
+    }
+
+    /// Takes over a new generation of a target node; its sessions see its LUNs from now on.
+    pub fn apply(&self, config: &Arc<TargetConfig>) {
+        self.0.borrow_mut().apply(config);
+    }
+
+    /// Takes over a view of a logical unit, and ends the commands to it of the sessions in `aborted`.
+    pub fn apply_lu(&self, cx: &Cx, view: &Arc<LuView>, aborted: &[RegistrantId]) {
+        self.0.borrow_mut().apply_lu(cx, view, aborted);
+    }
+
+    /// Listens on `addr` for portal group `tpgt`, for all reactors. Returns the address with its real port.
+    ///
+    /// # Errors
+    /// [`ReactorError::Socket`] when the address cannot be had.
+    pub fn listen(&self, addr: SocketAddr, tpgt: u16) -> Result<SocketAddr, ReactorError> {
+        self.0.borrow_mut().listen(addr, tpgt)
+    }
+
+    /// Listens no more on an address of this reactor; connections stay. Whether there was one.
+    pub fn unlisten(&self, addr: SocketAddr) -> bool {
+        self.0.borrow_mut().unlisten(addr)
+    }
+
+    /// Accepts nothing more, asks all initiators to log out, and closes what is left after the grace time; over when
+    /// [`Self::connections`] is 0.
+    pub fn drain(&self) {
+        self.0.borrow_mut().drain();
+    }
+
+    /// Connections.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.0.borrow().entries.iter().flatten().count()
+    }
+
+    /// Hands an owner's reply to whom it is for, if that is still there.
+    pub(crate) fn replied(&self, address: Address, reply: &penstock_scsi::Reply) {
+        self.0.borrow_mut().replied(address, reply);
+    }
+}
+
+impl Group {
+    fn poll(&mut self, now: Tick) -> usize {
+        self.core.now = now;
+        let mut ready = std::mem::take(&mut self.ready);
+        self.sockets.poll(&mut ready);
+        let mut work = 0;
+        for ready in &ready {
+            work += self.socket_ready(*ready, now);
+        }
+        self.ready = ready;
+        if !self.core.starved.is_empty() {
+            work += self.retry_starved();
+        }
+        if self.core.has_active() {
+            work += self.poll_bdevs();
+        }
+        if now >= self.next_scan {
+            self.next_scan = now.plus_ns(SCAN_NS);
+            self.scan(now);
+        }
+        self.flush();
+        work
+    }
+
+    fn rest(&self, now: Tick) -> Rest {
+        if !self.dirty.is_empty() {
+            return Rest::Never;
+        }
+        let idle = self.entries.iter().all(Option::is_none);
+        let until = match (!self.core.starved.is_empty(), idle) {
+            (true, _) => now.plus_ns(STARVED_NS),
+            (false, true) => Tick::NEVER,
+            (false, false) => self.next_scan,
+        };
+        match self.core.rest(now) {
+            Rest::Never => Rest::Never,
+            Rest::Until(at) => Rest::Until(at.min(until)),
+            Rest::UntilWoken if until == Tick::NEVER => Rest::UntilWoken,
+            Rest::UntilWoken => Rest::Until(until),
+        }
+    }
+
+    fn apply(&mut self, config: &Arc<TargetConfig>) {
+        self.core.set_target(config);
+        let luns = self.core.views_of(config);
+        for entry in self.entries.iter_mut().flatten() {
+            let ours = entry.conn.key.is_some_and(|key| key.target == Some(config.name));
+            if let Some(nexus) = entry.conn.nexus.as_mut().filter(|_| ours) {
+                nexus.apply_luns(&luns);
+            }
+        }
+    }
+
+    fn apply_lu(&mut self, cx: &Cx, view: &Arc<LuView>, aborted: &[RegistrantId]) {
+        self.core.set_view(cx, view);
+        for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
+            let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { continue };
+            let Some(nexus) = entry.conn.nexus.as_mut() else { continue };
+            nexus.apply_lu(view);
+            if aborted.contains(nexus.id()) {
+                entry.conn.abort_lu(view.config.id, &mut self.core);
+                self.touch(index);
+            }
+        }
+        self.abort_others();
+    }
+
+    /// Ends commands of other sessions that a reset or CLEAR TASK SET takes with it.
+    fn abort_others(&mut self) {
+        while let Some((lu, but)) = self.core.sweeps.pop() {
+            for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
+                let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else {
+                    continue;
+                };
+                if entry.conn.nexus.as_ref().is_none_or(|nexus| *nexus.id() == but) {
+                    continue;
+                }
+                entry.conn.abort_lu(lu, &mut self.core);
+                self.touch(index);
+            }
+        }
+    }
+
+    fn replied(&mut self, address: Address, reply: &penstock_scsi::Reply) {
+        let entry = self.entries.get_mut(address.conn as usize).and_then(Option::as_mut);
+        let Some(entry) = entry.filter(|entry| entry.serial == address.serial && !entry.gone) else { return };
+        entry.conn.replied(address.to, reply, &mut self.core);
+        self.touch(address.conn);
+    }
+
+    #[inline]
+    fn entry_mut(&mut self, index: u32) -> Option<&mut Entry> {
+        self.entries.get_mut(index as usize)?.as_deref_mut()
+    }
+
+    /// Puts a connection on the list of those to be flushed.
+    #[inline]
+    fn touch(&mut self, index: u32) {
+        let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        if !entry.dirty {
+            entry.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+}

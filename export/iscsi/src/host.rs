@@ -1,0 +1,145 @@
+//! The owners of logical units, on the control thread, and the way of requests to them and of views back.
+//!
+//! A request is answered when every reactor has the view that it made: a command that was preempted is then refused on
+//! every core. Nothing here waits: the last reactor that has taken a view over sends the reply.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use penstock_bdev::reservation::RegistrantId;
+use penstock_reactor::ReactorHandle;
+use penstock_scsi::{Control, LuId, LuOwner, LuView, Reply};
+
+use crate::conn::ReplyTo;
+use crate::group::{GroupCell, Peers};
+
+/// Tries to reach a reactor whose mailbox is full; it is emptied every turn.
+const SEND_TRIES_MAX: usize = 1_000_000;
+
+/// Where a reply goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Address {
+    pub(crate) reactor: usize,
+    pub(crate) conn: u32,
+    pub(crate) serial: u64,
+    pub(crate) to: ReplyTo,
+}
+
+/// A request to the owner of a logical unit.
+#[derive(Debug)]
+pub struct ControlRequest {
+    pub(crate) lu: LuId,
+    pub(crate) from: RegistrantId,
+    pub(crate) control: Control,
+    pub(crate) reply: Address,
+}
+
+/// How reactors reach the control thread: puts the request into its queue, which is bounded by the sessions' command
+/// windows.
+pub type ControlPort = Arc<dyn Fn(ControlRequest) + Send + Sync>;
+
+/// The owners of logical units.
+pub struct LuHost {
+    peers: Arc<Peers>,
+    owners: BTreeMap<LuId, LuOwner>,
+}
+
+impl fmt::Debug for LuHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LuHost").field("owners", &self.owners.keys()).finish_non_exhaustive()
+    }
+}
+
+impl LuHost {
+    /// A host without logical units.
+    #[must_use]
+    pub fn new(peers: Arc<Peers>) -> Self {
+        Self { peers, owners: BTreeMap::new() }
+    }
+
+    /// Takes a logical unit in and tells the reactors of it. They must have their groups by now.
+    pub fn add(&mut self, owner: LuOwner) {
+        let view = Arc::clone(owner.view());
+        self.owners.insert(view.config.id, owner);
+        self.publish(&view, Vec::new(), || ());
+    }
+
+    /// The owner of a logical unit.
+    pub fn owner(&self, lu: LuId) -> Option<&LuOwner> {
+        self.owners.get(&lu)
+    }
+
+    /// Handles a request of a reactor.
+    pub fn handle(&mut self, request: &ControlRequest) {
+        let address = request.reply;
+        let Some(handle) = self.peers.handle(address.reactor).cloned() else { return };
+        let Some(owner) = self.owners.get_mut(&request.lu) else {
+            let fault = penstock_scsi::fault_of(penstock_bdev::IoStatus::Gone, 0);
+            let result = fault.map_or(Ok(()), Err);
+            send_reply(&handle, address, Reply { result, changed: false, aborted: Vec::new() });
+            return;
+        };
+        let reply = owner.handle(&request.from, &request.control);
+        if !reply.changed && reply.aborted.is_empty() {
+            return send_reply(&handle, address, reply);
+        }
+        let view = Arc::clone(owner.view());
+        let aborted = reply.aborted.clone();
+        self.publish(&view, aborted, move || send_reply(&handle, address, reply));
+    }
+
+    /// Gives a view to all reactors, then aborts the commands of `aborted` there, then does `then` once.
+    fn publish(&self, view: &Arc<LuView>, aborted: Vec<RegistrantId>, then: impl FnOnce() + Send + 'static) {
+        let handles = self.peers.handles();
+        let left = Arc::new(AtomicUsize::new(handles.len()));
+        let then = Arc::new(Mutex::new(Some(then)));
+        let aborted = Arc::new(aborted);
+        for handle in handles {
+            let (view, aborted) = (Arc::clone(view), Arc::clone(&aborted));
+            let (left, then) = (Arc::clone(&left), Arc::clone(&then));
+            send(handle, move |cx| {
+                if let Some(cell) = GroupCell::of(cx) {
+                    cell.apply_lu(cx, &view, &aborted);
+                }
+                if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    let then = then.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    if let Some(then) = then {
+                        then();
+                    }
+                }
+            });
+        }
+    }
+}
+
+fn send_reply(handle: &ReactorHandle, address: Address, reply: Reply) {
+    send(handle, move |cx| {
+        if let Some(cell) = GroupCell::of(cx) {
+            cell.replied(address, &reply);
+        }
+    });
+}
+
+fn send(handle: &ReactorHandle, run: impl FnOnce(&penstock_reactor::Cx) + Send + 'static) {
+    // The closure is kept outside of the message, so that a full mailbox does not swallow it.
+    let run = Arc::new(Mutex::new(Some(run)));
+    for _ in 0..SEND_TRIES_MAX {
+        let run = Arc::clone(&run);
+        let sent = handle.send(move |cx| {
+            let run = run.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(run) = run {
+                run(cx);
+            }
+        });
+        match sent {
+            Err(penstock_reactor::ReactorError::MailboxFull { .. }) => std::thread::yield_now(),
+            Err(error) => {
+                tracing::error!(reactor = %handle.id(), %error, "a message of the iSCSI target is lost");
+                return;
+            }
+            Ok(()) => return,
+        }
+    }
+}

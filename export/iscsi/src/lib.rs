@@ -1,0 +1,30 @@
+//! The iSCSI target (RFC 7143): discovery and normal sessions on top of SCSI disks.
+//!
+//! ```text
+//!   control thread                                       every reactor
+//!   ──────────────                                       ─────────────
+//!   LuHost (owners of logical units) ── views ────────►  Group ── sockets ◄──► conn (sans-IO machine per connection)
+//!      ▲         TargetConfig (snapshots) ────────────►    │                     │ commands
+//!      └── ControlRequest (reservations, resets) ◄─────────┤                     ▼
+//!                                                          └── bdev channels ◄── penstock_scsi::Task
+//! ```
+//!
+//! Invariants: a session lives on the reactor of its connection; a command is answered exactly once, or it was aborted,
+//! or its connection is gone; what an initiator can make the target hold is bounded by the command window and the
+//! group's buffers; full means that its socket is not read.
+//!
+//! Sessions have one connection each: MaxConnections is negotiated to 1, ErrorRecoveryLevel to 0.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod group;
+pub mod host;
+
+mod conn;
+mod digest;
+mod login;
+mod negotiate;
+mod sessions;
+
+pub use negotiate::Operational;
+pub use sessions::{SessionInfo, Sessions};

@@ -209,7 +209,7 @@ proptest! {
         let mut machine = Reservations::new();
         machine.register(&host(9), None, 9, Some(true)).unwrap();
         for (who, command) in &commands {
-            let _ = apply(&mut machine, *who, command);
+            apply(&mut machine, *who, command).ok();
         }
         if let Some(saved) = machine.to_persist() {
             let restored = Reservations::restored(&saved).view();

@@ -141,6 +141,7 @@ describe! {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "a table, one entry a method")]
 pub(crate) fn add(table: &mut Table<Rc<App>>) {
     table
         .add(

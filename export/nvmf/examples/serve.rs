@@ -1,7 +1,13 @@
 //! Serves a malloc (or null) bdev over NVMe/TCP, without the daemon: for profiling the data path.
 //!
 //! `cargo run --release -p penstock-nvmf --example serve -- 127.0.0.1:4420 [malloc|null] [MIB] [REACTORS] [SECONDS]`
-#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing, reason = "an example")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "an example"
+)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

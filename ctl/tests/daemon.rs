@@ -1,5 +1,9 @@
 //! The daemon as a process: its socket, its refusals, its state, its end; and the tool's words.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test: what is not as expected is a failure")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test: what is not as expected is a failure"
+)]
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -4,6 +4,8 @@ mod alias;
 
 use penstock_reactor::mem::Buf;
 
+pub(crate) use alias::Lender;
+
 /// Buffers of one I/O. One buffer costs no allocation; a list that grew keeps its room when it is cleared, so an
 /// [`Io`](crate::Io) that is used again allocates nothing.
 #[derive(Debug, Default)]

@@ -18,7 +18,7 @@ use super::Busy;
 use super::front::BdevChannel;
 use crate::io::{Io, IoStatus, Lba, Mark, Op};
 use crate::lock::Lock;
-use crate::sg::Sg;
+use crate::sg::Lender;
 
 /// Parents of one channel at once at most; further ones wait.
 const PARENTS_MAX: usize = 64;
@@ -50,7 +50,9 @@ enum Step {
 
 #[derive(Debug)]
 struct Parent {
+    /// Its buffers are in `data` meanwhile.
     io: Box<Io>,
+    data: Lender,
     kind: Kind,
     step: Step,
     /// Blocks of which pieces were issued in this step.
@@ -126,15 +128,15 @@ impl Parents {
         }
     }
 
-    fn recycle(&mut self, mut piece: Box<Io>) {
-        piece.data.clear();
+    fn recycle(&mut self, mut piece: Box<Io>, of: &mut Parent) {
+        of.data.take_back(&mut piece.data);
         self.spare.push(piece);
     }
 }
 
 impl BdevChannel {
     /// Begins an I/O that the module does not take as it is. There must be room.
-    pub(super) fn begin_parent(&mut self, io: Box<Io>, now: Tick) {
+    pub(super) fn begin_parent(&mut self, mut io: Box<Io>, now: Tick) {
         let kind = match io.op {
             op if self.shared.caps().has(op) => Kind::Split,
             Op::WriteZeroes => Kind::Zeroes,
@@ -155,8 +157,9 @@ impl BdevChannel {
         };
         let status = IoStatus::Success;
         let (lock, parked, zeroes) = (None, None, None);
+        let data = Lender::new(std::mem::take(&mut io.data));
         self.parents.alive += 1;
-        self.parents.put(index, Parent { io, kind, step, at: 0, out: 0, status, lock, parked, zeroes });
+        self.parents.put(index, Parent { io, data, kind, step, at: 0, out: 0, status, lock, parked, zeroes });
         self.run_parent(index, now);
     }
 
@@ -181,7 +184,8 @@ impl BdevChannel {
             (_, status) if status != IoStatus::Success => parent.fail(status),
             (Kind::Compare | Kind::CompareAndWrite, _) if piece.op == Op::Read => {
                 let at = usize::try_from(offset_bytes).unwrap_or(usize::MAX);
-                let difference = piece.data.iter().find_map(|read| parent.io.data.first_difference(at, read));
+                let list = parent.data.list();
+                let difference = piece.data.iter().find_map(|read| list.first_difference(at, read));
                 if let Some(difference) = difference {
                     parent.miscompare(offset_bytes + u64::try_from(difference).unwrap_or(0));
                 }
@@ -197,7 +201,7 @@ impl BdevChannel {
             (Kind::Zeroes, _) => parent.zeroes = piece.data.take_single(),
             _ => {}
         }
-        self.parents.recycle(piece);
+        self.parents.recycle(piece, &mut parent);
         self.parents.put(index, parent);
         self.run_parent(index, now);
     }
@@ -269,7 +273,7 @@ impl BdevChannel {
                 let second_half = u64::from(parent.step == Step::Write && parent.kind != Kind::Split);
                 let skip = at + second_half * u64::from(parent.io.blocks);
                 let skip = usize::try_from(skip * u64::from(block_bytes)).unwrap_or(usize::MAX);
-                view(&mut parent.io.data, &mut piece.data, skip, bytes);
+                parent.data.lend(&mut piece.data, skip, bytes);
             }
         } else {
             let own = match parent.kind {
@@ -282,7 +286,7 @@ impl BdevChannel {
                 _ => Buf::alloc(bytes),
             };
             let Some(mut own) = own else {
-                self.parents.recycle(piece);
+                self.parents.recycle(piece, parent);
                 self.parents.stalled = true;
                 return false;
             };
@@ -338,10 +342,11 @@ impl BdevChannel {
         parent.lock.as_mut().is_some_and(|lock| lock.is_held(&self.cx))
     }
 
-    fn finish_parent(&mut self, parent: Parent) {
-        if let Some(piece) = parent.parked {
-            self.parents.recycle(piece);
+    fn finish_parent(&mut self, mut parent: Parent) {
+        if let Some(piece) = parent.parked.take() {
+            self.parents.recycle(piece, &mut parent);
         }
+        parent.io.data = parent.data.take();
         if let Some(lock) = &parent.lock {
             self.shared.locks.unlock(&self.shared, lock);
         }
@@ -366,23 +371,15 @@ impl BdevChannel {
         true
     }
 
-    /// The channel ends. What the device still has keeps its memory for ever: it may write to it.
+    /// The channel ends. Buffers that the device still has are lost: it may write to them.
     pub(super) fn give_up_parents(&mut self) {
-        for parent in self.parents.slots.drain(..).flatten() {
+        for mut parent in self.parents.slots.drain(..).flatten() {
             if let Some(lock) = &parent.lock {
                 self.shared.locks.unlock(&self.shared, lock);
             }
-            if parent.out > 0 {
-                #[expect(clippy::mem_forget, reason = "pieces in the device have views of its buffers")]
-                std::mem::forget(parent);
+            if let Some(mut piece) = parent.parked.take() {
+                parent.data.take_back(&mut piece.data);
             }
         }
     }
-}
-
-/// Fills `piece` with a view of `bytes` bytes of a parent's buffers.
-fn view(parent: &mut Sg, piece: &mut Sg, at: usize, bytes: usize) {
-    // SAFETY: a parent's I/O is answered (`finish_parent`) when no piece is out, and pieces that came back are emptied
-    // (`recycle`); a channel that ends with pieces out forgets their parents (`give_up_parents`).
-    unsafe { parent.alias_into(piece, at, bytes) }
 }

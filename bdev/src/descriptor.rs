@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use futures_channel::oneshot;
 use penstock_reactor::Cx;
 
 use crate::bdev::{Bdev, Shared};
 use crate::channel::BdevChannel;
 use crate::error::BdevError;
+use crate::registry::Open;
 
 /// What a descriptor may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,21 +28,20 @@ struct Opened {
     // Dropped in this order: who hears of the end finds the bdev let go.
     bdev: Arc<dyn Bdev>,
     mode: OpenMode,
-    /// Never sent on: its end is the message.
-    _closed: Option<oneshot::Sender<()>>,
+    /// Its end tells the registry.
+    _open: Option<Open>,
 }
 
 impl Descriptor {
-    /// A descriptor, and what ends when its last clone is dropped.
-    pub(crate) fn counted(bdev: Arc<dyn Bdev>, mode: OpenMode) -> (Self, oneshot::Receiver<()>) {
-        let (sender, closed) = oneshot::channel();
-        (Self(Arc::new(Opened { bdev, mode, _closed: Some(sender) })), closed)
+    /// A descriptor whose last clone ends `open`.
+    pub(crate) fn counted(bdev: Arc<dyn Bdev>, mode: OpenMode, open: Open) -> Self {
+        Self(Arc::new(Opened { bdev, mode, _open: Some(open) }))
     }
 
     /// A descriptor of a bdev that is in no registry: for tests and benches.
     #[must_use]
     pub fn unregistered(bdev: Arc<dyn Bdev>, mode: OpenMode) -> Self {
-        Self(Arc::new(Opened { bdev, mode, _closed: None }))
+        Self(Arc::new(Opened { bdev, mode, _open: None }))
     }
 
     /// Name, geometry, state and statistics.

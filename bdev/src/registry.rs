@@ -2,19 +2,23 @@
 //!
 //! It lives on the control thread and is a handle, cheap to clone. Invariants: a name, an alias or a UUID leads to one
 //! bdev; a claimed bdev has one writer; a bdev is dropped after its last descriptor; a filter is removed before the bdev
-//! below it.
+//! below it; a removal that has begun ends, whether somebody waits for it or not.
+
+mod closing;
 
 use std::cell::{RefCell, RefMut};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-
-use futures_channel::oneshot;
+use std::task::Poll;
 
 use crate::bdev::{Bdev, Shared};
 use crate::descriptor::{Descriptor, OpenMode};
 use crate::error::BdevError;
+use closing::Closings;
+pub(crate) use closing::{Open, OpenFlag};
 
 /// Bdevs of one node at most.
 pub const BDEVS_MAX: usize = 1 << 16;
@@ -47,14 +51,7 @@ struct User {
     name: String,
     mode: OpenMode,
     claims: bool,
-    closed: oneshot::Receiver<()>,
-}
-
-impl User {
-    fn is_open(&mut self) -> bool {
-        // Nothing is ever sent: pending, or ended with the last descriptor.
-        self.closed.try_recv().is_ok()
-    }
+    open: OpenFlag,
 }
 
 #[derive(Debug)]
@@ -67,7 +64,7 @@ struct Entry {
 impl Entry {
     /// Those who have it open now.
     fn users(&mut self) -> &[User] {
-        self.users.retain_mut(User::is_open);
+        self.users.retain(|user| user.open.is_set());
         &self.users
     }
 }
@@ -81,6 +78,9 @@ struct Inner {
     /// Names, aliases and UUIDs.
     names: BTreeMap<String, u64>,
     listeners: BTreeMap<u64, Listener>,
+    /// Entries on their way out.
+    removing: BTreeSet<u64>,
+    closings: Arc<Closings>,
     next_key: u64,
 }
 
@@ -124,6 +124,7 @@ impl Registry {
     /// # Errors
     /// [`BdevError::Exists`] when one of them is taken; [`BdevError::Full`] at [`BDEVS_MAX`] bdevs.
     pub fn register(&self, bdev: Arc<dyn Bdev>, aliases: &[String]) -> Result<(), BdevError> {
+        self.finish_removals();
         let shared = Arc::clone(bdev.shared());
         {
             let mut inner = self.0.borrow_mut();
@@ -188,12 +189,13 @@ impl Registry {
     /// [`BdevError::NotFound`], [`BdevError::Removing`]; [`BdevError::Claimed`] for writing while somebody has it
     /// exclusively.
     pub fn open(&self, name: &str, mode: OpenMode, user: &str) -> Result<Descriptor, BdevError> {
+        let closings = self.closings();
         let mut entry = self.present(name)?;
         let owner = entry.users().iter().find(|user| user.claims).map(|user| user.name.clone());
         if let (OpenMode::ReadWrite, Some(owner)) = (mode, owner) {
             return Err(BdevError::Claimed { name: name.to_owned(), owner });
         }
-        Ok(add_user(&mut entry, mode, user, false))
+        Ok(add_user(&mut entry, mode, user, false, &closings))
     }
 
     /// Opens a bdev for reading and writing, as its only writer until the last clone of the descriptor is dropped.
@@ -202,6 +204,7 @@ impl Registry {
     /// [`BdevError::NotFound`], [`BdevError::Removing`]; [`BdevError::Claimed`] or [`BdevError::InUse`] when it has
     /// a writer.
     pub fn claim(&self, name: &str, owner: &str) -> Result<Descriptor, BdevError> {
+        let closings = self.closings();
         let mut entry = self.present(name)?;
         let writers: Vec<&User> =
             entry.users().iter().filter(|user| user.mode == OpenMode::ReadWrite).collect();
@@ -212,7 +215,7 @@ impl Registry {
             let users = writers.iter().map(|user| user.name.as_str()).collect::<Vec<_>>().join(", ");
             return Err(BdevError::InUse { name: name.to_owned(), users });
         }
-        Ok(add_user(&mut entry, OpenMode::ReadWrite, owner, true))
+        Ok(add_user(&mut entry, OpenMode::ReadWrite, owner, true, &closings))
     }
 
     /// Gives a bdev another length, or looks what length its device has got by itself (`None`); filters above follow.
@@ -221,6 +224,7 @@ impl Registry {
     /// # Errors
     /// [`BdevError::NotFound`], [`BdevError::Removing`]; what the module says.
     pub fn resize(&self, name: &str, blocks: Option<u64>) -> Result<u64, BdevError> {
+        self.finish_removals();
         let bdev = Arc::clone(&self.present(name)?.bdev);
         let blocks = bdev.resize(blocks)?;
         self.publish_blocks(&bdev, blocks);
@@ -228,33 +232,39 @@ impl Registry {
     }
 
     /// Removes a bdev for good: no further I/O succeeds, whoever has it open is told, and when all have closed it, it
-    /// is dropped. Filters above it go first. Returns when it is gone. To be run to its end: a removal that is given up
-    /// half-way leaves a bdev that can neither be opened nor removed.
+    /// is dropped. Filters above it go first. Returns when it is gone.
+    ///
+    /// Once polled, the removal goes on without the caller: what is left of it is done by [`Self::look_after_removals`],
+    /// or else as part of the next [`Self::register`], [`Self::resize`] or removal.
     ///
     /// # Errors
     /// [`BdevError::NotFound`]; [`BdevError::Removing`] when it is on its way out already.
     pub async fn remove(&self, name: &str) -> Result<(), BdevError> {
-        let first = Arc::clone(&self.present(name)?.bdev);
-        // The bdev and all that stands on it, from below; each is above one that is in the list already.
-        let mut doomed = vec![first];
-        let mut at = 0;
-        while let Some(below) = doomed.get(at).map(|bdev| Arc::clone(bdev.shared())) {
-            doomed.extend(self.filters_over(&below));
-            at += 1;
-        }
-        for bdev in &doomed {
-            bdev.shared().set_removed();
-        }
-        // Those on top close first: their users' descriptors lead to those below.
-        for bdev in doomed.iter().rev() {
-            self.tell(EventKind::Removing, bdev.shared());
-        }
-        while let Some(bdev) = doomed.pop() {
-            let shared = Arc::clone(bdev.shared());
-            drop(bdev);
-            self.drop_when_closed(&shared).await;
-        }
+        self.finish_removals();
+        let first = Arc::clone(self.present(name)?.bdev.shared());
+        let key = self.0.borrow().names.get(name).copied().unwrap_or(0);
+        self.begin_removal(first);
+        let closings = self.closings();
+        poll_fn(|cx| {
+            // First to be told of closings, then to look: none is missed.
+            closings.wake_at_next(cx.waker());
+            self.finish_removals();
+            if self.0.borrow().entries.contains_key(&key) { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
         Ok(())
+    }
+
+    /// Ends removals as soon as the last user has closed, also those for which nobody waits any more. For the control
+    /// thread to run as a task of its own; ends some time after the registry.
+    pub fn look_after_removals(&self) -> impl Future<Output = ()> + 'static {
+        let (inner, closings) = (Rc::downgrade(&self.0), self.closings());
+        poll_fn(move |cx| {
+            let Some(inner) = inner.upgrade() else { return Poll::Ready(()) };
+            closings.wake_at_next(cx.waker());
+            Self(inner).finish_removals();
+            Poll::Pending
+        })
     }
 
     /// Calls `listener` for every event from now on, on this thread. It may use the registry.
@@ -266,22 +276,52 @@ impl Registry {
         Subscription { registry: self.clone(), key }
     }
 
-    async fn drop_when_closed(&self, shared: &Arc<Shared>) {
-        loop {
-            let waiting = self.entry(shared.name()).ok().and_then(|mut entry| entry.users.pop());
-            let Some(user) = waiting else { break };
-            // Ends with the last descriptor; that is an `Err`, as nothing is ever sent.
-            user.closed.await.ok();
+    fn begin_removal(&self, first: Arc<Shared>) {
+        // The bdev and all that stands on it, from below; each is above one that is in the list already.
+        let mut doomed = vec![first];
+        let mut at = 0;
+        while let Some(below) = doomed.get(at).map(Arc::clone) {
+            doomed.extend(self.filters_over(&below).iter().map(|bdev| Arc::clone(bdev.shared())));
+            at += 1;
         }
-        let removed = {
+        {
             let mut inner = self.0.borrow_mut();
-            let key = inner.names.get(shared.name()).copied();
-            inner.names.retain(|_, other| Some(*other) != key);
-            key.and_then(|key| inner.entries.remove(&key))
-        };
-        // Outside of the borrow: a filter's end closes the bdev below.
-        drop(removed);
-        self.tell(EventKind::Removed, shared);
+            for shared in &doomed {
+                shared.set_removed();
+                if let Some(key) = inner.names.get(shared.name()).copied() {
+                    inner.removing.insert(key);
+                }
+            }
+        }
+        // Those on top close first: their users' descriptors lead to those below.
+        for shared in doomed.iter().rev() {
+            self.tell(EventKind::Removing, shared);
+        }
+    }
+
+    /// Drops those that are on their way out and that nobody has open, from the top.
+    fn finish_removals(&self) {
+        while let Some(entry) = self.take_closed() {
+            let shared = Arc::clone(entry.bdev.shared());
+            // Outside of the borrow: a filter's end closes the bdev below.
+            drop(entry);
+            self.tell(EventKind::Removed, &shared);
+        }
+    }
+
+    fn take_closed(&self) -> Option<Entry> {
+        let mut inner = self.0.borrow_mut();
+        let Inner { entries, names, removing, .. } = &mut *inner;
+        // A filter is younger than what it stands on.
+        let is_closed = |key: &&u64| entries.get_mut(*key).is_none_or(|entry| entry.users().is_empty());
+        let key = *removing.iter().rev().find(is_closed)?;
+        removing.remove(&key);
+        names.retain(|_, other| *other != key);
+        entries.remove(&key)
+    }
+
+    fn closings(&self) -> Arc<Closings> {
+        Arc::clone(&self.0.borrow().closings)
     }
 
     fn publish_blocks(&self, bdev: &Arc<dyn Bdev>, blocks: u64) {
@@ -338,10 +378,16 @@ impl Inner {
     }
 }
 
-fn add_user(entry: &mut Entry, mode: OpenMode, user: &str, claims: bool) -> Descriptor {
-    let (descriptor, closed) = Descriptor::counted(Arc::clone(&entry.bdev), mode);
-    entry.users.push(User { name: user.to_owned(), mode, claims, closed });
-    descriptor
+fn add_user(
+    entry: &mut Entry,
+    mode: OpenMode,
+    user: &str,
+    claims: bool,
+    closings: &Arc<Closings>,
+) -> Descriptor {
+    let (held, open) = Open::new(Arc::clone(closings));
+    entry.users.push(User { name: user.to_owned(), mode, claims, open });
+    Descriptor::counted(Arc::clone(&entry.bdev), mode, held)
 }
 
 #[cfg(test)]

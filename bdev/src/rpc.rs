@@ -48,7 +48,7 @@ pub fn rescan(registry: &Registry, options: &NameOptions) -> Result<(), BdevErro
     registry.resize(&options.name, None).map(drop)
 }
 
-/// Deletes a bdev of the kind `product`: `bdev_*_delete`. To be run to its end: a removal cannot be taken back.
+/// Deletes a bdev of the kind `product`: `bdev_*_delete`. A removal that has begun goes on without the caller.
 ///
 /// # Errors
 /// As [`Registry::remove`]; [`BdevError::WrongKind`] when the bdev is of another kind.

@@ -73,3 +73,49 @@ fn a_removed_bdev_is_told_of_and_dropped_after_its_last_descriptor() {
     registry.register(Null::new("n0", Uuid::from_u128(7), 1, 512).unwrap(), &[]).unwrap();
     assert_eq!(events.borrow().len(), 2, "no events after the subscription");
 }
+
+/// A removal whose future was dropped used to leave the bdev "being removed" for ever.
+#[test]
+fn a_removal_that_nobody_waits_for_ends_with_the_last_descriptor() {
+    let registry = with_null("n0");
+    let descriptor = registry.open("n0", OpenMode::ReadWrite, "user").unwrap();
+    {
+        let mut removal = Box::pin(registry.remove("n0"));
+        assert!(poll_once(removal.as_mut()).is_pending());
+    }
+    assert!(matches!(
+        poll_once(Box::pin(registry.remove("n0")).as_mut()),
+        Poll::Ready(Err(BdevError::Removing { .. }))
+    ));
+    drop(descriptor);
+    let again = Null::new("n0", Uuid::from_u128(7), 1, 512).unwrap();
+    registry.register(again, &[]).unwrap();
+    assert_eq!(registry.find("n0").unwrap().shared().blocks(), 1);
+}
+
+#[test]
+fn the_task_that_looks_after_removals_is_woken_by_the_last_close_on_another_thread() {
+    struct Flag(std::sync::atomic::AtomicBool);
+    impl std::task::Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+    let registry = with_null("n0");
+    let events = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&events);
+    let subscription = registry.subscribe(move |event| seen.borrow_mut().push(event.kind));
+    let descriptor = registry.open("n0", OpenMode::ReadWrite, "user").unwrap();
+    let flag = Arc::new(Flag(false.into()));
+    let waker = Waker::from(Arc::clone(&flag));
+    let mut task = Box::pin(registry.look_after_removals());
+    assert!(task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    drop(poll_once(Box::pin(registry.remove("n0")).as_mut()));
+    std::thread::spawn(move || drop(descriptor)).join().unwrap();
+    assert!(flag.0.load(std::sync::atomic::Ordering::SeqCst), "the task was woken");
+    assert!(task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    assert_eq!(*events.borrow(), [EventKind::Removing, EventKind::Removed]);
+    assert!(registry.list().is_empty());
+    drop((registry, subscription));
+    assert!(task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready(), "it ends with the registry");
+}

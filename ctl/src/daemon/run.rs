@@ -62,6 +62,7 @@ async fn live(args: Args) -> Result<(), DaemonError> {
     let reactors = Reactors::start(&cores, poll_mode, &clock)?;
     let parts = Parts { reactors: reactors.handles(), clock, poll_mode, log, state: settings.state.clone() };
     let app = App::new(parts);
+    tokio::task::spawn_local(app.registry.look_after_removals());
     tokio::task::spawn_local(look_after_memory());
     tokio::task::spawn_local(signals.watch(Rc::clone(&app)));
     let seed = Calls { subsystems: file.subsystems };

@@ -32,17 +32,17 @@ params! {
         in_capsule_data_size: Option<u32>,
         /// Data of one I/O, in bytes. Default: 1048576.
         max_io_size: Option<u32>,
-        /// Bytes of one data buffer. Default: 131072.
+        /// The unit in which num_shared_buffers counts, in bytes. Default: 131072.
         io_unit_size: Option<u32>,
         /// Entries of an admin queue. Default: 128.
         max_aq_depth: Option<u16>,
-        /// Data buffers that all connections may hold at once. Default: 2048.
+        /// Data that all connections may hold in buffers at once, in io_unit_size. Default: 2048.
         num_shared_buffers: Option<u32>,
         /// Whether a read's last data PDU stands for its completion. Default: true.
         c2h_success: Option<bool>,
         /// SO_PRIORITY of the sockets: 0 to 6. Default: 0.
         sock_priority: Option<u32>,
-        /// Seconds that an Abort waits for its command. Default: 1.
+        /// Seconds that an Abort waits for the end of its command. Default: 1.
         abort_timeout_sec: Option<u32>,
         /// Connections that wait to be accepted, per listener. Default: 512.
         acceptor_backlog: Option<u32>,

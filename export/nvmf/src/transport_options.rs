@@ -40,18 +40,20 @@ pub struct TransportOptions {
     pub in_capsule_data_size: u32,
     /// Data of one I/O in bytes (MDTS): a power of two from 4096 to [`IO_SIZE_MAX`].
     pub max_io_size: u32,
-    /// Bytes of one data buffer: a power of two from 4096 to `max_io_size`.
+    /// The unit in which `num_shared_buffers` counts, in bytes: a power of two from 4096 to `max_io_size`. An I/O takes
+    /// one buffer of its own length.
     pub io_unit_size: u32,
     /// Entries of an admin queue: [`AQ_DEPTH_MIN`]..=[`AQ_DEPTH_MAX`].
     pub max_aq_depth: u16,
-    /// Data buffers of `io_unit_size` that all connections of the target may hold at once, shared out evenly over
-    /// the reactors.
+    /// Data that all connections of the target may hold in buffers at once, in `io_unit_size`, shared out evenly over
+    /// the reactors; commands beyond that wait.
     pub num_shared_buffers: u32,
     /// Whether a read's last data PDU stands for its completion where the host allows it.
     pub c2h_success: bool,
     /// `SO_PRIORITY` of the sockets: 0..=6.
     pub sock_priority: u32,
-    /// How long an Abort waits for the command that it aborts, in seconds.
+    /// How long an Abort waits for the end of the command that it aborts, in seconds; then it says that nothing was
+    /// aborted.
     pub abort_timeout_sec: u32,
     /// Connections that wait to be accepted, per listener: 1..=4096.
     pub acceptor_backlog: u32,

@@ -39,12 +39,15 @@ pub(super) struct ErrorLog {
 }
 
 impl ErrorLog {
-    /// Takes an error in. Commands that were aborted because somebody wanted it are no errors.
+    /// Takes an error in. Commands that were aborted because somebody wanted it are no errors; a Compare that finds a
+    /// difference, or a reservation that keeps a host out, is an answer.
     pub(super) fn record(&mut self, error: &CommandError) {
         let status = error.status;
         if status.is_success()
             || status.is(Status::ABORTED_BY_REQUEST)
             || status.is(Status::ABORTED_SQ_DELETION)
+            || status.is(Status::COMPARE_FAILURE)
+            || status.is(Status::RESERVATION_CONFLICT)
         {
             return;
         }

@@ -254,7 +254,15 @@ fn log_pages_are_those_that_the_supported_page_names() {
     assert_eq!(commands.iocs[usize::from(NvmOpcode::VERIFY.0)].get(), 0);
     let data = log(&mut c, Lid::SMART_HEALTH, false, 512, 0).unwrap();
     let smart = SmartLog::ref_from_bytes(&data).unwrap();
-    assert!(smart.avsp == 100 && smart.error_log_entries[0] > 0);
+    assert_eq!(
+        (smart.avsp, smart.error_log_entries[0]),
+        (100, 0),
+        "asking for what is not there is no error"
+    );
+    let (end, _) = feature(&mut c, AdminOpcode::SET_FEATURES, 0x77, 0);
+    assert!(!end.status.is_success());
+    let data = log(&mut c, Lid::SMART_HEALTH, false, 512, 0).unwrap();
+    assert_eq!(SmartLog::ref_from_bytes(&data).unwrap().error_log_entries[0], 1);
     assert_eq!(log(&mut c, Lid::SMART_HEALTH, false, 64, 3), Err(INVALID_FIELD));
     assert_eq!(log(&mut c, Lid::SMART_HEALTH, false, 64, 516), Err(INVALID_FIELD));
     assert_eq!(log(&mut c, Lid::SMART_HEALTH, false, 64, 512), Ok(vec![0; 64]));

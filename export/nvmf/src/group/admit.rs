@@ -31,6 +31,9 @@ impl Group {
             return Err(full(std::io::ErrorKind::QuotaExceeded));
         }
         let sock = TcpListener::bind(addr, &self.socket_options(), false)?;
+        let backlog = i32::try_from(self.core.params.backlog).unwrap_or(i32::MAX);
+        rustix::net::listen(&sock, backlog)
+            .map_err(|errno| ReactorError::Os { what: "set a listener's backlog", source: errno.into() })?;
         let addr = sock.local_addr().map_err(|source| ReactorError::Os { what: "ask for a port", source })?;
         let key = u32::try_from(free).unwrap_or(u32::MAX);
         self.sockets

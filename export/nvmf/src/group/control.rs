@@ -6,12 +6,13 @@ use penstock_reactor::{Cx, Tick};
 use penstock_spec::nvme::{FabricsType, NvmOpcode, Sqe, Status};
 use penstock_spec::nvme_tcp::ADMIN_IN_CAPSULE_LEN;
 use penstock_spec::nvmf::connect::{self, ConnectResult};
-use penstock_spec::nvmf::{ConnectCmd, ConnectData};
+use penstock_spec::nvmf::{ConnectCmd, ConnectData, Nqn};
 use zerocopy::FromBytes;
 
-use super::Group;
+use super::abort::AbortMsg;
 use super::core::is_everywhere;
 use super::join::{Join, Msg};
+use super::{Entry, Group};
 use crate::controller::{AdminOutcome, Completion, Controller, ControllerParams};
 use crate::qpair::{Connect, Link, Refusal};
 use crate::tcp::req::{ReqId, ReqKind, ReqState};
@@ -216,8 +217,8 @@ impl Group {
         let Some(association) = self.associations.get_mut(at).and_then(Option::as_mut) else { return };
         if let Some(member) = association.members.iter().find(|member| member.qid == sqid).copied() {
             let Member { conn, serial: to_serial, peer, .. } = member;
-            let msg =
-                Msg::Abort { conn, serial: to_serial, cid, from: self.index, by: id, by_serial: serial };
+            let from = self.index;
+            let msg = Msg::Abort(AbortMsg { conn, serial: to_serial, cid, from, by: id, by_serial: serial });
             self.post(peer, msg);
         } else {
             // Commands of the admin queue are over before an Abort can meet them; other queues do not exist.
@@ -295,6 +296,37 @@ impl Group {
             }
         }
         ended
+    }
+
+    /// The subsystem of a queue pair.
+    pub(super) fn nqn_of(&self, link: &Link) -> Option<Nqn> {
+        match link {
+            Link::New | Link::Joining => None,
+            Link::Admin { controller } => {
+                let association = self.associations.get(*controller as usize)?.as_ref()?;
+                Some(association.controller.params().subsystem.nqn)
+            }
+            Link::Io(queue) => Some(self.core.subsystem(queue.subsystem)?.config.nqn),
+        }
+    }
+
+    pub(super) fn disconnect_listener(&mut self, subnqn: &Nqn, portid: u16) {
+        self.close_those(|group, entry| {
+            entry.portid == portid && group.nqn_of(&entry.conn.link).is_some_and(|nqn| nqn == *subnqn)
+        });
+    }
+
+    pub(super) fn disconnect_portal(&mut self, portid: u16) {
+        self.close_those(|_, entry| entry.portid == portid);
+    }
+
+    fn close_those(&mut self, which: impl Fn(&Self, &Entry) -> bool) {
+        for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
+            let found = self.entries.get(index as usize).and_then(Option::as_deref);
+            if found.is_some_and(|entry| !entry.gone && which(self, entry)) {
+                self.close(index);
+            }
+        }
     }
 
     /// Ends an association: its controller is no more, all its connections are closed.

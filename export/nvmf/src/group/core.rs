@@ -7,9 +7,11 @@ use penstock_bdev::{BdevChannel, Busy, Io, IoFlags, Lba, Op};
 use penstock_reactor::mem::Buf;
 use penstock_reactor::{Cx, Tick};
 use penstock_spec::nvme::{NvmOpcode, Sqe, Status};
+use penstock_spec::nvmf::Nqn;
 
+use super::failure::Failure;
 use super::stats::GroupStats;
-use crate::config::{SubsystemConfig, SubsystemKind};
+use crate::config::{NamespaceConfig, Nsid, SubsystemConfig, SubsystemKind};
 use crate::io_cmd::{self, IoLimits, IoPlan, NsGeometry, Transfer};
 use crate::qpair::{Link, control_transfer};
 use crate::tcp::TcpParams;
@@ -19,7 +21,7 @@ use crate::tcp::req::{Req, ReqId, ReqKind};
 /// I/Os kept for another use at most.
 const IOS_MAX: usize = 4096;
 /// No channel.
-const NO_CHAN: u32 = u32::MAX;
+pub(super) const NO_CHAN: u32 = u32::MAX;
 /// Channels of one reactor at most.
 const CHANS_MAX: usize = 1 << 16;
 
@@ -30,6 +32,8 @@ pub(crate) struct Subsystem {
     /// Channel of NSID `index + 1`.
     chans: Vec<u32>,
     limits: IoLimits,
+    /// Why a namespace has no channel.
+    errors: Vec<(Nsid, String)>,
     /// It was deleted: its connections are going.
     pub(crate) removed: bool,
 }
@@ -38,6 +42,12 @@ impl Subsystem {
     fn chan(&self, nsid: u32) -> u32 {
         let index = nsid.wrapping_sub(1) as usize;
         self.chans.get(index).copied().unwrap_or(NO_CHAN)
+    }
+
+    /// The namespace of a channel.
+    pub(super) fn nsid_of(&self, chan: u32) -> Option<u32> {
+        let index = self.chans.iter().position(|known| *known == chan && chan != NO_CHAN)?;
+        u32::try_from(index).ok()?.checked_add(1)
     }
 }
 
@@ -72,6 +82,8 @@ pub(crate) struct Core {
     pub(crate) starved: VecDeque<ReqId>,
     /// Commands for controllers and queue pairs.
     pub(crate) control: VecDeque<ReqId>,
+    /// Commands that failed, for their controllers' logs.
+    pub(super) failures: Vec<Failure>,
     pub(crate) stats: GroupStats,
 }
 
@@ -88,6 +100,7 @@ impl Core {
             buffer_bytes: 0,
             starved: VecDeque::new(),
             control: VecDeque::new(),
+            failures: Vec::new(),
             stats: GroupStats::default(),
         }
     }
@@ -116,6 +129,7 @@ impl Core {
         let last = config.namespaces.keys().next_back().map_or(0, |nsid| nsid.0 as usize);
         let mut old = std::mem::replace(&mut subsystem.chans, vec![NO_CHAN; last]);
         let mut fresh = vec![NO_CHAN; last];
+        let mut errors = Vec::new();
         for (nsid, namespace) in &config.namespaces {
             let index = nsid.0.saturating_sub(1) as usize;
             let known = old.get_mut(index).map_or(NO_CHAN, |chan| std::mem::replace(chan, NO_CHAN));
@@ -126,7 +140,11 @@ impl Core {
                 known
             } else {
                 self.close_chan(known);
-                self.open_chan(cx, namespace)
+                self.open_chan(cx, namespace).unwrap_or_else(|error| {
+                    tracing::warn!(reactor = %cx.id(), nsid = %nsid, error, "a namespace has no channel");
+                    errors.push((*nsid, error));
+                    NO_CHAN
+                })
             };
             if let Some(to) = fresh.get_mut(index) {
                 *to = id;
@@ -135,6 +153,7 @@ impl Core {
         old.into_iter().for_each(|chan| self.close_chan(chan));
         if let Some(subsystem) = self.subsystems.get_mut(place as usize).and_then(Option::as_mut) {
             subsystem.chans = fresh;
+            subsystem.errors = errors;
         }
         place
     }
@@ -158,7 +177,13 @@ impl Core {
 
     fn add(&mut self, config: &Arc<SubsystemConfig>) -> u32 {
         let limits = IoLimits { data_len_max: self.params.io_bytes_max, nsid_max: config.max_namespaces };
-        let new = Subsystem { config: Arc::clone(config), chans: Vec::new(), limits, removed: false };
+        let new = Subsystem {
+            config: Arc::clone(config),
+            chans: Vec::new(),
+            limits,
+            errors: Vec::new(),
+            removed: false,
+        };
         let free = self.subsystems.iter().position(Option::is_none).unwrap_or(self.subsystems.len());
         if free == self.subsystems.len() {
             self.subsystems.push(None);
@@ -169,19 +194,13 @@ impl Core {
         u32::try_from(free).unwrap_or(u32::MAX)
     }
 
-    fn open_chan(&mut self, cx: &Cx, namespace: &crate::config::NamespaceConfig) -> u32 {
+    fn open_chan(&mut self, cx: &Cx, namespace: &NamespaceConfig) -> Result<u32, String> {
         let name = namespace.descriptor.shared().name();
-        let channel = match namespace.descriptor.channel(cx) {
-            Ok(channel) => channel,
-            Err(error) => {
-                tracing::warn!(reactor = %cx.id(), nsid = %namespace.nsid, bdev = name, %error, "no channel");
-                return NO_CHAN;
-            }
-        };
+        let failed = |error: &dyn std::fmt::Display| format!("reactor {}, bdev {name}: {error}", cx.id());
+        let channel = namespace.descriptor.channel(cx).map_err(|error| failed(&error))?;
         let place = self.chans.iter().position(Option::is_none).unwrap_or(self.chans.len());
         if place >= CHANS_MAX {
-            tracing::warn!(reactor = %cx.id(), bdev = name, max = CHANS_MAX, "too many namespaces");
-            return NO_CHAN;
+            return Err(failed(&format!("there are {CHANS_MAX} channels already")));
         }
         self.generation = self.generation.wrapping_add(1) & 0x7fff;
         let id = (u32::from(self.generation) << 16) | u32::try_from(place).unwrap_or(0);
@@ -195,7 +214,13 @@ impl Core {
         if let Some(slot) = self.chans.get_mut(place) {
             *slot = Some(chan);
         }
-        id
+        Ok(id)
+    }
+
+    /// Why a namespace has no channel on this reactor.
+    pub(super) fn channel_error(&self, nqn: &Nqn, nsid: Nsid) -> Option<String> {
+        let subsystem = self.subsystem(self.find(|config| config.nqn == *nqn)?)?;
+        subsystem.errors.iter().find(|(known, _)| *known == nsid).map(|(_, error)| error.clone())
     }
 
     /// No new I/O on a channel; it is dropped when nothing is under way.
@@ -398,7 +423,11 @@ impl Sink for Core {
         if let Link::Io(queue) = link
             && sqe.opc != NvmOpcode::FABRICS.0
         {
-            return self.judge_io(queue.subsystem, id, req, sqe);
+            let judged = self.judge_io(queue.subsystem, id, req, sqe);
+            if let Err(status) = judged {
+                self.refused(queue, sqe, status);
+            }
+            return judged;
         }
         req.kind = ReqKind::Control;
         req.sqe = *sqe;
@@ -438,7 +467,7 @@ impl Sink for Core {
 
     #[inline]
     fn execute(&mut self, link: &Link, id: ReqId, req: &mut Req) -> Exec {
-        match req.kind {
+        let exec = match req.kind {
             ReqKind::Io { chan } => self.submit(chan, id, req),
             ReqKind::Control => {
                 self.control.push_back(id);
@@ -450,7 +479,13 @@ impl Sink for Core {
                 Link::Io(queue) => self.next_flush(queue.subsystem, id, req),
                 _ => Exec::Done(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),
             },
+        };
+        if let Exec::Done(status) = exec
+            && !status.is_success()
+        {
+            self.failed(link, req, req.io.as_deref(), status);
         }
+        exec
     }
 }
 

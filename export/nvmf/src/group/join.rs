@@ -8,11 +8,12 @@ use std::sync::Arc;
 use penstock_spec::nvme::Status;
 use penstock_spec::nvmf::connect;
 
+use super::abort::AbortMsg;
 use super::control::Member;
 use super::{Group, GroupCell};
-use crate::controller::CtrlShared;
+use crate::controller::{CommandError, CtrlShared};
 use crate::qpair::{Connect, IoQueue, Link, Refusal};
-use crate::tcp::req::{ReqId, ReqKind, ReqState};
+use crate::tcp::req::ReqId;
 
 /// A Connect of an I/O queue on its way.
 #[derive(Debug, Clone)]
@@ -48,7 +49,9 @@ pub(super) enum Msg {
     /// Close a connection.
     Terminate { conn: u32, serial: u64 },
     /// Abort a command of an I/O queue.
-    Abort { conn: u32, serial: u64, cid: u16, from: usize, by: ReqId, by_serial: u64 },
+    Abort(AbortMsg),
+    /// A command of an I/O queue has failed.
+    Failed { controller: u32, shared: Arc<CtrlShared>, error: CommandError },
     /// The answer.
     Aborted { by: ReqId, by_serial: u64, aborted: bool },
 }
@@ -94,10 +97,8 @@ impl Group {
                     self.close(conn);
                 }
             }
-            Msg::Abort { conn, serial, cid, from, by, by_serial } => {
-                let aborted = self.try_abort(conn, serial, cid);
-                self.post(from, Msg::Aborted { by, by_serial, aborted });
-            }
+            Msg::Abort(abort) => self.begin_abort(&abort),
+            Msg::Failed { controller, shared, error } => self.failed(controller, &shared, &error),
             Msg::Aborted { by, by_serial, aborted } => self.aborted(by, by_serial, aborted),
         }
     }
@@ -155,10 +156,17 @@ impl Group {
         let id = ReqId { conn: join.conn, slot: join.slot };
         let place = self.core.find(|config| config.nqn == join.wanted.subnqn);
         let in_capsule = self.core.params.in_capsule_bytes;
+        let config =
+            place.and_then(|place| self.core.subsystem(place)).map(|subsystem| Arc::clone(&subsystem.config));
         let entry = self.entries.get_mut(join.conn as usize).and_then(Option::as_mut);
         let entry = entry.filter(|entry| {
             entry.serial == join.serial && !entry.gone && matches!(entry.conn.link, Link::Joining)
         });
+        // The listener that it came by may have been removed meanwhile.
+        let place = match (&entry, config) {
+            (Some(entry), Some(config)) => place.filter(|_| config.listens_on(entry.portid)),
+            _ => None,
+        };
         match (entry, answer, place) {
             (Some(entry), Ok(joined), Some(subsystem)) => {
                 let qid = join.wanted.qid;
@@ -210,20 +218,5 @@ impl Group {
             association.members.remove(found);
         }
         self.torn_down(at);
-    }
-
-    /// Tries to end a command early that the bdev has.
-    fn try_abort(&mut self, conn: u32, serial: u64, cid: u16) -> bool {
-        let Some(entry) = self.entry_mut(conn).filter(|entry| entry.serial == serial && !entry.gone) else {
-            return false;
-        };
-        let Some(slot) = entry.conn.slab().find(cid) else { return false };
-        let Some(req) = entry.conn.req_mut(slot) else { return false };
-        match req.kind {
-            ReqKind::Io { chan } if req.state == ReqState::Executing => {
-                self.core.abort(chan, ReqId { conn, slot })
-            }
-            _ => false,
-        }
     }
 }

@@ -9,9 +9,11 @@
 //! connection that was touched in a turn is in `dirty` once and flushed at the turn's end; what cannot be sent to
 //! another reactor just now waits in `outbox` and is not lost.
 
+mod abort;
 mod admit;
 mod control;
 mod core;
+mod failure;
 mod join;
 mod read;
 mod stats;
@@ -33,10 +35,11 @@ use penstock_spec::nvmf::Nqn;
 
 pub use stats::GroupStats;
 
+use self::abort::Aborting;
 use self::control::Association;
 use self::core::Core;
 use self::join::Msg;
-use crate::config::{DiscoveryConfig, SubsystemConfig};
+use crate::config::{DiscoveryConfig, Nsid, SubsystemConfig};
 use crate::qpair::Link;
 use crate::tcp::TcpParams;
 use crate::tcp::conn::Conn;
@@ -165,6 +168,8 @@ struct Group {
     rx_left: usize,
     local: VecDeque<Msg>,
     outbox: VecDeque<(usize, Msg)>,
+    /// Commands that were asked to end early, and who waits for it.
+    aborting: Vec<Aborting>,
     admin_out: Vec<u8>,
     next_scan: Tick,
     draining: bool,
@@ -238,6 +243,7 @@ impl GroupCell {
             rx_left: 0,
             local: VecDeque::new(),
             outbox: VecDeque::new(),
+            aborting: Vec::new(),
             admin_out: Vec::new(),
             next_scan: Tick::ZERO,
             draining: false,
@@ -284,7 +290,8 @@ impl GroupCell {
         self.0.borrow_mut().listen(addr, portid)
     }
 
-    /// Listens no more on a portal of this reactor; connections stay. Whether there was one.
+    /// Listens no more on a portal of this reactor; connections stay until [`Self::disconnect_portal`]. Whether there
+    /// was one.
     pub fn unlisten(&self, portid: u16) -> bool {
         self.0.borrow_mut().unlisten(portid)
     }
@@ -294,6 +301,32 @@ impl GroupCell {
         self.0
             .borrow_mut()
             .end_associations(|params| params.subsystem.nqn == *subnqn && params.hostnqn == *hostnqn)
+    }
+
+    /// Ends what came to a subsystem by a portal: controllers whose admin queue did, and other controllers' I/O queues
+    /// that did. [`Self::uses_portal`] tells when all of it is gone.
+    pub fn disconnect_listener(&self, subnqn: &Nqn, portid: u16) {
+        self.0.borrow_mut().disconnect_listener(subnqn, portid);
+    }
+
+    /// Ends every connection that came by a portal.
+    pub fn disconnect_portal(&self, portid: u16) {
+        self.0.borrow_mut().disconnect_portal(portid);
+    }
+
+    /// Whether a connection to the subsystem that came by the portal is left, or I/O of one.
+    #[must_use]
+    pub fn uses_portal(&self, subnqn: &Nqn, portid: u16) -> bool {
+        let group = self.0.borrow();
+        group.entries.iter().flatten().any(|entry| {
+            entry.portid == portid && group.nqn_of(&entry.conn.link).is_some_and(|nqn| nqn == *subnqn)
+        })
+    }
+
+    /// Why a namespace of a subsystem has no channel on this reactor; `None` where it has one.
+    #[must_use]
+    pub fn channel_error(&self, subnqn: &Nqn, nsid: Nsid) -> Option<String> {
+        self.0.borrow().core.channel_error(subnqn, nsid)
     }
 
     /// Accepts nothing more and ends every association; over when [`GroupStats::connections`] is 0.
@@ -325,6 +358,12 @@ impl Group {
         if self.core.has_active() {
             work += self.poll_bdevs();
         }
+        if !self.aborting.is_empty() {
+            self.look_at_aborts(now);
+        }
+        if !self.core.failures.is_empty() {
+            self.tell_failures();
+        }
         if !(self.core.control.is_empty() && self.local.is_empty() && self.outbox.is_empty()) {
             work += self.run_control(cx, now);
             // What a command did to the bdevs or to other queues is seen in the next turn.
@@ -338,7 +377,8 @@ impl Group {
     }
 
     fn rest(&self, now: Tick) -> Rest {
-        let waiting = self.core.control.len() + self.local.len() + self.dirty.len();
+        let waiting =
+            self.core.control.len() + self.local.len() + self.dirty.len() + self.core.failures.len();
         if waiting > 0 || self.ready_at < self.ready.len() {
             return Rest::Never;
         }
@@ -350,6 +390,7 @@ impl Group {
             (false, true) => Tick::NEVER,
             (false, false) => self.next_scan,
         };
+        let until = self.aborting.iter().map(|aborting| aborting.deadline).fold(until, Tick::min);
         match self.core.rest(now) {
             Rest::Never => Rest::Never,
             Rest::Until(at) => Rest::Until(at.min(until)),

@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use penstock_bdev::{Io, IoStatus};
 use penstock_reactor::Tick;
 use penstock_reactor::net::Ready;
+use penstock_spec::nvme::Status;
 
 use super::admit::key_of;
 use super::{DONE_BUDGET, Group, LISTENERS_MAX, RX_TURN_BYTES};
@@ -168,13 +169,32 @@ impl Group {
             entry.conn.execute(slot, &mut self.core);
         } else {
             self.core.stats.completed_nvme_io += 1;
-            let data = if ok && req.dir == Dir::ToHost { req.len } else { 0 };
-            entry.conn.respond(slot, status::to_nvme(ended), 0, data, &mut self.core);
+            let data = if req.dir == Dir::ToHost { req.len } else { 0 };
+            if !ok {
+                return self.io_failed(ReqId { conn: index, slot }, ended);
+            }
+            entry.conn.respond(slot, Status::SUCCESS, 0, data, &mut self.core);
         }
         if !entry.dirty {
             entry.dirty = true;
             self.dirty.push(index);
         }
+    }
+
+    /// An I/O has failed: its command is answered, and its controller learns of it.
+    #[cold]
+    fn io_failed(&mut self, id: ReqId, ended: IoStatus) {
+        if ended == IoStatus::Aborted {
+            self.abort_ended(id);
+        }
+        let Some(entry) = self.entries.get_mut(id.conn as usize).and_then(Option::as_mut) else { return };
+        let status = status::to_nvme(ended);
+        let entry = &mut **entry;
+        if let Some(req) = entry.conn.slab().get(id.slot) {
+            self.core.failed(&entry.conn.link, req, req.io.as_deref(), status);
+        }
+        entry.conn.respond(id.slot, status, 0, 0, &mut self.core);
+        self.touch(id.conn);
     }
 
     /// Sends what the turn's work has left to be sent.

@@ -104,6 +104,20 @@ pub enum TargetError {
         #[source]
         source: BdevError,
     },
+    /// A reactor cannot use the bdev; the namespace was not added.
+    #[error(
+        "namespace {nsid} on bdev {name} was not added to subsystem {nqn}: a reactor cannot open it ({reason})"
+    )]
+    Channel {
+        /// The bdev.
+        name: String,
+        /// The namespace.
+        nsid: u32,
+        /// The subsystem.
+        nqn: String,
+        /// Which reactor, and what the bdev's side says.
+        reason: String,
+    },
     /// A reactor could not be reached, or refused.
     #[error("cannot {what}")]
     Reactor {

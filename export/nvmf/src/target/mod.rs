@@ -259,8 +259,13 @@ impl Target {
     }
 
     /// Waits until `done` holds on every reactor.
-    async fn wait_until(&self, what: &str, done: fn(&GroupCell) -> bool) -> Result<(), TargetError> {
+    async fn wait_until(
+        &self,
+        what: &str,
+        done: impl Fn(&GroupCell) -> bool + Clone + Send + 'static,
+    ) -> Result<(), TargetError> {
         for handle in &self.0.reactors {
+            let done = done.clone();
             let over = handle
                 .call_async(move |cx| async move {
                     let end = cx.now().plus(Duration::from_secs(DRAIN_SECONDS));

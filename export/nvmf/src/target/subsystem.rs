@@ -75,7 +75,8 @@ impl Target {
     /// `nvmf_subsystem_add_ns`; returns the NSID.
     ///
     /// # Errors
-    /// A bdev that cannot be claimed, an NSID or identifier that is taken or cannot be.
+    /// A bdev that cannot be claimed, an NSID or identifier that is taken or cannot be; [`TargetError::Channel`] when a
+    /// reactor cannot use the bdev: then the namespace is gone again.
     pub async fn add_ns(&self, nqn: &str, params: &Namespace) -> Result<u32, TargetError> {
         let subsystem = self.nvm_subsystem(nqn, "have namespaces")?;
         let nsid = free_nsid(&subsystem, params.nsid)?;
@@ -105,7 +106,14 @@ impl Target {
             Ok(())
         })?;
         self.all(answers, "add a namespace").await?;
-        Ok(nsid.0)
+        let name = subsystem.nqn;
+        let looked =
+            self.publish(move |cx| GroupCell::of(cx).and_then(|cell| cell.channel_error(&name, nsid)));
+        let errors = self.all(looked, "add a namespace").await?;
+        let Some(reason) = errors.into_iter().flatten().next() else { return Ok(nsid.0) };
+        self.remove_ns(nqn, nsid.0).await?;
+        let name = params.bdev_name.clone();
+        Err(TargetError::Channel { name, nsid: nsid.0, nqn: subsystem.nqn.to_string(), reason })
     }
 
     /// `nvmf_subsystem_remove_ns`: returns when none of its I/O is under way.
@@ -209,25 +217,29 @@ impl Target {
         Ok(addr)
     }
 
-    /// `nvmf_subsystem_remove_listener`. Connections that came in there stay until they end, as with SPDK's they would
-    /// not: hosts are told by the discovery log.
+    /// `nvmf_subsystem_remove_listener`: returns when the connections that came to the subsystem by it are gone.
     ///
     /// # Errors
-    /// [`TargetError::Missing`].
+    /// [`TargetError::Missing`]; [`TargetError::TimedOut`] when I/O does not end.
     pub async fn remove_listener(&self, nqn: &str, address: &ListenAddress) -> Result<(), TargetError> {
         let addr = address.addr()?;
         let name = self.subsystem(nqn)?.nqn;
-        let ((), mut answers) = self.change(&name, |config| {
-            let before = config.listeners.len();
-            config.listeners.retain(|listener| listener.addr != addr);
-            if config.listeners.len() == before {
-                return Err(missing(config, format!("listener {addr}")));
-            }
-            Ok(())
+        let (portid, mut answers) = self.change(&name, |config| {
+            let found = config.listeners.iter().position(|listener| listener.addr == addr);
+            let found = found.ok_or_else(|| missing(config, format!("listener {addr}")))?;
+            Ok(config.listeners.remove(found).portid)
         })?;
         answers.extend(self.publish_discovery());
+        // After the change: whoever is let in by the old generation is found here.
+        answers.extend(self.publish(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.disconnect_listener(&name, portid);
+            }
+        }));
         self.all(answers, "remove a listener").await?;
-        self.close_portal(addr).await
+        self.close_portal(addr).await?;
+        let what = format!("the connections to {name} by listener {addr}");
+        self.wait_until(&what, move |cell| !cell.uses_portal(&name, portid)).await
     }
 
     /// Listens on an address unless it is listened on already.
@@ -274,7 +286,15 @@ impl Target {
         };
         let closed =
             handle.call(move |cx| GroupCell::of(cx).is_some_and(|cell| cell.unlisten(portal.portid)));
-        closed.await.map(drop).map_err(TargetError::reactor(format!("stop listening on {addr}")))
+        let what = format!("stop listening on {addr}");
+        closed.await.map(drop).map_err(TargetError::reactor(what.clone()))?;
+        // Discovery controllers and those who have not said yet what they want.
+        let ended = self.publish(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.disconnect_portal(portal.portid);
+            }
+        });
+        self.all(ended, &what).await.map(drop)
     }
 
     fn nvm_subsystem(&self, nqn: &str, what: &'static str) -> Result<Arc<SubsystemConfig>, TargetError> {

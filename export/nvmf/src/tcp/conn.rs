@@ -426,6 +426,10 @@ impl<L> Conn<L> {
 
     /// Tries to get a request with data its buffer, and moves it on when there is one; else it waits (again).
     pub(crate) fn retry<S: Sink<Link = L>>(&mut self, slot: u16, sink: &mut S) {
+        // A TermReq is the last thing sent; what waited then is freed with the connection.
+        if self.state != ConnState::Open {
+            return;
+        }
         let id = ReqId { conn: self.id, slot };
         let Some(req) = self.slab.get_mut(slot) else { return };
         let len = u64::from(req.len);

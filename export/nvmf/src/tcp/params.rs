@@ -50,6 +50,10 @@ pub struct TcpParams {
     pub close_grace_ns: u64,
     /// `SO_PRIORITY` of the sockets.
     pub sock_priority: u32,
+    /// Connections that wait to be accepted, per listener.
+    pub backlog: u32,
+    /// How long an Abort waits for the command that it aborts, in nanoseconds.
+    pub abort_timeout_ns: u64,
 }
 
 impl Default for TcpParams {
@@ -79,6 +83,8 @@ impl TcpParams {
             connect_timeout_ns: 10_000_000_000,
             close_grace_ns: 1_000_000_000,
             sock_priority: options.sock_priority,
+            backlog: options.acceptor_backlog,
+            abort_timeout_ns: u64::from(options.abort_timeout_sec) * 1_000_000_000,
         }
     }
 

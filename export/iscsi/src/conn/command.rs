@@ -221,8 +221,12 @@ impl Conn {
         let expected = if unsolicited { cmd.unsolicited } else { !cmd.unsolicited && cmd.r2ts > 0 };
         let tag_fits = unsolicited || hdr.ttt.get() == ttt(slot, cmd.sequence);
         let fits = expected && waits && tag_fits && offset == cmd.have && end <= limit;
-        if !fits || hdr.data_sn.get() != cmd.data_sn {
+        if !fits {
             return self.fatal(&bhs, RejectReason::PROTOCOL);
+        }
+        if hdr.data_sn.get() != cmd.data_sn {
+            // A PDU is missing as if its digest had been wrong (RFC 7143, 7.9): the command fails.
+            cmd.bad_digest = true;
         }
         cmd.data_sn += 1;
         if bhs.is_final() {

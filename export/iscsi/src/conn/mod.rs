@@ -14,6 +14,9 @@ mod service;
 mod tmf;
 mod tx;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 
 use penstock_bdev::Io;

@@ -86,7 +86,11 @@ impl Conn {
             cmd.blocks = cmd.task.take_blocks();
         }
         let failed = !matches!(answer.status, Status::GOOD | Status::CONDITION_MET);
-        let residual = if failed { (0, 0) } else { residual(answer.transfer_bytes, cmd.edtl) };
+        let residual = match residual(answer.transfer_bytes, cmd.edtl) {
+            // What a failed command has left of the expected data says nothing.
+            (ScsiResponseHdr::UNDERFLOW, _) if failed => (0, 0),
+            residual => residual,
+        };
         let with_status = len > 0 && answer.status == Status::GOOD;
         self.ended(slot, sink);
         let (pdus, ends) = if len > 0 {

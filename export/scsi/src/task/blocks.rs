@@ -198,7 +198,9 @@ impl Task {
         let rw = Rw { lba: cdb.lba.get(), blocks: cdb.len.into(), flags: RwFlags(cdb.flags) };
         let config = self.config(nexus)?;
         self.take_range(rw, config, u32::MAX)?;
-        if cdb.len > config.limits.compare_and_write_blocks_max {
+        // None of many blocks: the count has overflown, as hosts' do that ask for 256.
+        let overflown = cdb.len == 0 && self.data_out_bytes > 0;
+        if cdb.len > config.limits.compare_and_write_blocks_max || overflown {
             return Err(Sense::cdb(13).into());
         }
         if rw.flags.fua() {

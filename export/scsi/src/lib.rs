@@ -32,7 +32,7 @@
 //!     less an overflow. A command that was flagged the wrong way round (a read with W set) has its data left out.
 //! - Aborts a task by [`penstock_bdev::BdevChannel::abort`] if its I/O is under way, and [`Task::abandon`] when it is
 //!   back. A LUN reset is [`Control::Reset`] to the owner after all tasks of that logical unit were aborted.
-//! - Orders tasks as their attributes want it; the control mode page says that simple ones may be reordered freely.
+//! - Begins tasks in the order that their attributes want ([`TaskSet`], one for each nexus and logical unit: TST 1).
 //!
 //! Commands are checked against the nexus's own copy of the [`LuView`]: no lock, no message. Reservations are
 //! those of the bdev (`penstock_bdev::reservation`), so that a host that came by NVMe is kept out, too.
@@ -49,6 +49,7 @@ mod command;
 mod config;
 mod lu;
 mod nexus;
+mod order;
 mod seal;
 mod sense;
 mod status;
@@ -58,6 +59,7 @@ pub use command::reserve::iscsi_transport_id;
 pub use config::{Limits, LuConfig, LuId, PortGroup};
 pub use lu::{Audience, Control, Event, LuOwner, LuView, ModeValues, PrCommand, Reply, SharedReservations};
 pub use nexus::{LUNS_MAX, Nexus, lun_of, lun_to_wire};
+pub use order::{Admission, TaskAttribute, TaskSet};
 pub use seal::Seal;
 pub use sense::{Fault, SENSE_BYTES_MAX, Sense, SenseBytes, Specific};
 pub use status::{fault_of, io_status_of};

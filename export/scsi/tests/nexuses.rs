@@ -370,6 +370,7 @@ fn a_removable_medium_is_ejected_unless_somebody_prevents_it() {
     }
     bench.run(0, 0, &load(1), &[]).good();
     bench.run(0, 0, &TUR, &[]).good();
+    bench.run(1, 0, &TUR, &[]).check(6, 0x2800);
     let mut fixed = Bench::new(1, 1);
     fixed.run(0, 0, &prevent(1), &[]).check(5, 0x2000);
 }

@@ -170,7 +170,7 @@ fn mode_pages_are_the_same_alone_and_together() {
     assert_eq!(all[12..], together);
     // The control page: D_SENSE clear, unrestricted reordering, busy without limit.
     let control = bench.run(0, 0, &[0x1a, 8, 0x0a, 0, 255, 0], &[]).good();
-    assert_eq!(control[4..], [0x0a, 10, 0x02, 0x10, 0, 0, 0, 0, 0xff, 0xff, 0, 0]);
+    assert_eq!(control[4..], [0x0a, 10, 0x22, 0x10, 0, 0, 0, 0, 0xff, 0xff, 0, 0]);
     let changeable = bench.run(0, 0, &[0x1a, 8, 0x4a, 0, 255, 0], &[]).good();
     assert_eq!(changeable[4..], [0x0a, 10, 0x04, 0, 0x08, 0, 0, 0, 0, 0, 0, 0]);
     // WCE: this disk has a volatile cache.

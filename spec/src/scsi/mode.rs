@@ -165,6 +165,8 @@ wire! {
 
 /// D_SENSE in [`ControlPage::flags2`]: sense data are in descriptor format.
 pub const CONTROL_D_SENSE: u8 = 0x04;
+/// TST 001b in [`ControlPage::flags2`]: a task set per I_T nexus.
+pub const CONTROL_TST_PER_NEXUS: u8 = 0x20;
 /// GLTSD in [`ControlPage::flags2`].
 pub const CONTROL_GLTSD: u8 = 0x02;
 /// SWP in [`ControlPage::flags4`]: software write protect.

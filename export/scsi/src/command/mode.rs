@@ -1,7 +1,7 @@
 //! MODE SENSE and MODE SELECT (SPC-4 6.10 to 6.13).
 
 use penstock_spec::scsi::mode::{
-    BlockDescriptor, CACHING_WCE, CONTROL_D_SENSE, CONTROL_GLTSD, CONTROL_SWP,
+    BlockDescriptor, CACHING_WCE, CONTROL_D_SENSE, CONTROL_GLTSD, CONTROL_SWP, CONTROL_TST_PER_NEXUS,
     CONTROL_UNRESTRICTED_REORDERING, CachingPage, ControlPage, DeviceSpecific, ErrorRecoveryPage,
     ExceptionsPage, LongBlockDescriptor, ModeHdr6, ModeHdr10, ModePage, PageControl, SUBPAGE_ALL,
 };
@@ -110,7 +110,8 @@ fn page_bytes(page: ModePage, control: PageControl, lu: &LuView, out: &mut Vec<u
         ModePage::CONTROL => {
             let mut data = ControlPage { page: page.0, len: 10, ..ControlPage::default() };
             if !changeable {
-                data.flags2 = CONTROL_GLTSD;
+                // TST 1: each nexus has a task set of its own.
+                data.flags2 = CONTROL_TST_PER_NEXUS | CONTROL_GLTSD;
                 data.flags3 = CONTROL_UNRESTRICTED_REORDERING;
                 data.busy_timeout = 0xffff.into();
             }

@@ -165,7 +165,7 @@ impl LuOwner {
             Control::Release6 => self.release6(from),
             Control::Pr(command) => self.persistent(from, command, &mut aborted),
             Control::ModeSelect(modes) => self.mode_select(from, *modes),
-            Control::Load(load) => self.load(*load),
+            Control::Load(load) => self.load(from, *load),
             Control::Prevent(prevent) => self.prevent(from, *prevent),
             Control::SetPortGroups(states) => self.set_port_groups(from, states),
             Control::Reset => self.reset(),
@@ -268,12 +268,18 @@ impl LuOwner {
         Ok(())
     }
 
-    fn load(&mut self, load: bool) -> Result<(), Fault> {
+    fn load(&mut self, from: &RegistrantId, load: bool) -> Result<(), Fault> {
         if !self.view.preventing.is_empty() {
             return Err(Sense::illegal(Asc::MEDIUM_REMOVAL_PREVENTED).into());
         }
         if self.view.ejected == load {
-            self.change(|view| view.ejected = !load);
+            let audience = Audience::AllBut(from.clone());
+            self.change(|view| {
+                view.ejected = !load;
+                if load {
+                    raise(view, audience, Asc::NOT_READY_TO_READY);
+                }
+            });
         }
         Ok(())
     }

@@ -43,6 +43,8 @@ pub(super) struct Request {
     len_bytes: usize,
     /// Takes the place of buffers that are not aligned as the file system wants.
     bounce: Option<Buf>,
+    /// Where the arena begins that its buffer is from, if the ring does not know it yet.
+    new_arena: Option<usize>,
 }
 
 impl Request {
@@ -62,7 +64,12 @@ impl Request {
             }
             bounce = Some(buf);
         }
-        Ok(Self { io, disk: Arc::clone(disk), file, step, len_bytes, bounce })
+        Ok(Self { io, disk: Arc::clone(disk), file, step, len_bytes, bounce, new_arena: None })
+    }
+
+    /// The arena of its buffer, if the ring did not know it.
+    pub(super) fn take_new_arena(&mut self) -> Option<usize> {
+        self.new_arena.take()
     }
 
     /// The submission of the present step. `iovecs` is this request's own until it has ended; `arenas` are the
@@ -149,6 +156,10 @@ impl Request {
                         opcode::ReadFixed::new(file, address, len, index).offset(at).build()
                     }
                 };
+            }
+            let mut bufs = self.bounce.iter().chain(self.io.data.iter());
+            if bufs.next().is_some_and(Buf::is_pooled) {
+                self.new_arena = Some(address.addr() & !(ARENA_BYTES - 1));
             }
         }
         let (list, len) = (iovecs.as_ptr(), u32::try_from(iovecs.len()).unwrap_or(0));

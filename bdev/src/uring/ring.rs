@@ -51,6 +51,10 @@ pub(super) struct Ring {
     again: Vec<u32>,
     /// Addresses of the registered arenas, by index.
     arenas: Vec<usize>,
+    /// How many there may be: 0 where the kernel takes none; not more than it took, once it has refused one.
+    arenas_max: usize,
+    /// An arena that an I/O of this turn had its buffer from, and that is not registered.
+    new_arena: Option<usize>,
     files: Vec<bool>,
     cancellations: usize,
 }
@@ -64,6 +68,14 @@ pub(super) fn is_allowed() -> bool {
 }
 
 impl Ring {
+    /// How many arenas the kernel knows by number.
+    #[cfg(test)]
+    pub(super) fn registered_arenas(cx: &Cx) -> usize {
+        let service = cx.service(|_| RingService(RefCell::new(None)));
+        let ring = service.0.borrow();
+        ring.as_ref().map_or(0, |ring| ring.borrow().arenas.len())
+    }
+
     /// The reactor's ring; its memory is brought up to date.
     pub(super) fn of(cx: &Cx) -> io::Result<Rc<RefCell<Self>>> {
         let service = cx.service(|_| RingService(RefCell::new(None)));
@@ -90,36 +102,44 @@ impl Ring {
             slots: (0..SLOTS).map(|_| Slot::default()).collect(),
             free: (0..SLOTS).rev().collect(),
             again: Vec::with_capacity(REAP_MAX),
-            arenas: Vec::new(),
+            arenas: Vec::with_capacity(len(ARENAS_MAX)),
+            arenas_max: if registers_memory { len(ARENAS_MAX) } else { 0 },
+            new_arena: None,
             files: if registers_files { vec![false; len(FILES_MAX)] } else { Vec::new() },
             cancellations: 0,
         };
-        if registers_memory {
-            ring.arenas.reserve_exact(len(ARENAS_MAX));
-        }
         ring.register_arenas();
         Ok(ring)
     }
 
-    /// Tells the kernel of arenas that were mapped since. Pins them; a refusal (a limit on locked memory) only costs
-    /// speed.
+    /// Tells the kernel of all arenas there are. Pins them; a refusal (a limit on locked memory) only costs speed.
     fn register_arenas(&mut self) {
         for arena in mem::arenas() {
-            if self.arenas.contains(&arena.base) || self.arenas.len() == self.arenas.capacity() {
-                continue;
-            }
-            let iovec = libc::iovec {
-                iov_base: std::ptr::without_provenance_mut(arena.base),
-                iov_len: ARENA_BYTES.min(arena.len),
-            };
-            let index = u32::try_from(self.arenas.len()).unwrap_or(u32::MAX);
-            // SAFETY: arenas are mapped for as long as the process lives.
-            let updated = unsafe { self.uring.submitter().register_buffers_update(index, &[iovec], None) };
-            if updated.is_err() {
+            if !self.register_arena(arena.base) {
                 break;
             }
-            self.arenas.push(arena.base);
         }
+    }
+
+    /// Tells the kernel of the arena at `base`, unless it knows; returns whether it knows now.
+    fn register_arena(&mut self, base: usize) -> bool {
+        if self.arenas.contains(&base) {
+            return true;
+        }
+        if self.arenas.len() >= self.arenas_max {
+            return false;
+        }
+        let iovec = libc::iovec { iov_base: std::ptr::without_provenance_mut(base), iov_len: ARENA_BYTES };
+        let index = u32::try_from(self.arenas.len()).unwrap_or(u32::MAX);
+        // SAFETY: arenas are mapped for as long as the process lives.
+        let updated = unsafe { self.uring.submitter().register_buffers_update(index, &[iovec], None) };
+        if updated.is_ok() {
+            self.arenas.push(base);
+        } else {
+            // Not to be refused again with every I/O.
+            self.arenas_max = self.arenas.len();
+        }
+        updated.is_ok()
     }
 
     /// Registers a descriptor; `None` where it must be named by itself.
@@ -177,6 +197,7 @@ impl Ring {
             unreachable!("a queued slot has a request")
         };
         let entry = request.entry(iovecs, &self.arenas).user_data(u64::from(number));
+        self.new_arena = self.new_arena.or_else(|| request.take_new_arena());
         // SAFETY: the buffers and the list of them belong to the slot until the completion comes, and the file is kept
         // open by the request.
         let pushed = unsafe { self.uring.submission().push(&entry) };
@@ -207,7 +228,12 @@ impl Ring {
             return 0;
         }
         self.enter();
-        self.reap()
+        let count = self.reap();
+        // At most one a turn: the kernel pins all of its pages, which takes a few milliseconds where they are small.
+        if let Some(base) = self.new_arena.take() {
+            self.register_arena(base);
+        }
+        count
     }
 
     fn reap(&mut self) -> usize {

@@ -263,3 +263,39 @@ fn a_completion_wakes_a_sleeping_core() {
         started.join.join().unwrap();
     }
 }
+
+/// Memory that was mapped after the ring was set up used to stay unregistered until the next channel was opened.
+#[test]
+fn an_arena_that_is_mapped_later_is_registered_when_its_first_io_has_gone() {
+    let file = TempFile::new("arena");
+    let mut bench = Bench::new(&file.0, Engine::IoUring, 4096);
+    let before = ring::Ring::registered_arenas(bench.reactor.cx());
+    let known: Vec<usize> = penstock_reactor::mem::arenas().iter().map(|arena| arena.base).collect();
+    if before == 0 {
+        // Memory may not be locked here: nothing is ever registered, and I/O goes on without.
+        return assert_eq!(
+            bench.run(Op::Read, IoFlags::NONE, 0, vec![filled(4096, 0)], 1).status,
+            IoStatus::Success
+        );
+    }
+    let mut held = Vec::new();
+    let later = loop {
+        // As it is done before memory is short, the tests beside this one do not notice.
+        penstock_reactor::mem::maintain().unwrap();
+        let Some(buf) = Buf::alloc(1 << 20) else { continue };
+        let base = buf.as_ptr().addr() & !(penstock_reactor::mem::ARENA_BYTES - 1);
+        if !known.contains(&base) {
+            break buf;
+        }
+        held.push(buf);
+        assert!(held.len() < 4096, "no arena was added");
+    };
+    let io = bench.run(Op::Write, IoFlags::NONE, 0, vec![later], 256);
+    assert_eq!(io.status, IoStatus::Success);
+    bench.reactor.turn();
+    assert_eq!(ring::Ring::registered_arenas(bench.reactor.cx()), before + 1);
+    let mut io = io;
+    io.set(1, Op::Write, IoFlags::NONE, Lba(0), 256);
+    bench.channel.submit(io, Tick::ZERO).unwrap();
+    assert_eq!(bench.finish(1).pop().unwrap().status, IoStatus::Success, "by the registered memory");
+}

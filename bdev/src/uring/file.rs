@@ -63,6 +63,10 @@ impl Disk {
             return Err(io::Error::other("it is neither a regular file nor a block device"));
         }
         if !opening.read_only {
+            if kind.is_block_device() && is_write_protected(&file)? {
+                let why = "the device is write-protected: make the bdev readonly";
+                return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, why));
+            }
             lock(&file)?;
         }
         let sector = sector_bytes(&file, kind.is_block_device());
@@ -276,6 +280,16 @@ fn sector_bytes(file: &File, is_block_device: bool) -> u32 {
         return 512;
     }
     rustix::fs::ioctl_blksszget(file).unwrap_or(512)
+}
+
+/// Whether a block device takes no writes. It can be opened for writing all the same; only the writes fail.
+fn is_write_protected(device: &File) -> io::Result<bool> {
+    /// `BLKROGET` of linux/fs.h.
+    const BLKROGET: libc::Ioctl = 0x125e;
+    let mut protected: libc::c_int = 0;
+    // SAFETY: this request writes one int, to where it is told.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &raw mut protected) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(protected != 0) }
 }
 
 fn physical_bytes(file: &File) -> u32 {

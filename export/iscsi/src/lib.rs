@@ -28,3 +28,7 @@ mod sessions;
 
 pub use negotiate::Operational;
 pub use sessions::{SessionInfo, Sessions};
+
+/// What the fuzz target does; its corpus is replayed by the ordinary tests.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

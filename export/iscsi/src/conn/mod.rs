@@ -14,6 +14,8 @@ mod service;
 mod tmf;
 mod tx;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod bench;
 #[cfg(test)]
 mod tests;
 

@@ -6,143 +6,17 @@
     reason = "test code"
 )]
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::rc::Rc;
-use std::sync::Arc;
 
-use penstock_bdev::null::Null;
-use penstock_bdev::reservation::{PersistedReservations, ReservationStore, Reservations};
-use penstock_bdev::{Bdev, Descriptor, IoStatus, Op, OpenMode};
-use penstock_scsi::{LuConfig, LuOwner, Seal, iscsi_transport_id};
+use penstock_bdev::IoStatus;
 use penstock_spec::iscsi::header::{FINAL, IMMEDIATE};
 use penstock_spec::iscsi::{
-    DataInHdr, DataLen, DataOutHdr, IscsiName, R2tHdr, ScsiCommandHdr, ScsiResponseHdr, TAG_NONE,
+    DataInHdr, DataLen, DataOutHdr, R2tHdr, ScsiCommandHdr, ScsiResponseHdr, TAG_NONE,
 };
-use uuid::Uuid;
 use zerocopy::IntoBytes;
 
+use super::bench::{BLOCK, Bench, TARGET};
 use super::*;
-use crate::config::{InitiatorGroup, IscsiOptions, PortalGroup, TargetConfig};
-
-const BLOCK: usize = 512;
-const BLOCKS: usize = 8192;
-const TARGET: &str = "iqn.2026-11.io.penstock:test";
-
-struct NoStore;
-
-impl ReservationStore for NoStore {
-    fn save(&mut self, _: Uuid, _: Option<&PersistedReservations>) -> std::io::Result<()> {
-        Ok(())
-    }
-
-    fn load(&mut self, _: Uuid) -> std::io::Result<Option<PersistedReservations>> {
-        Ok(None)
-    }
-}
-
-/// Surroundings: a disk in a vector, whose I/Os end when the test says so.
-struct Bench {
-    options: IscsiOptions,
-    target: Arc<TargetConfig>,
-    owner: LuOwner,
-    disk: Vec<u8>,
-    ios: VecDeque<(u16, Box<Io>)>,
-    aborted: Vec<u16>,
-    no_buffers: bool,
-    starved: Vec<u16>,
-    held: u64,
-    controls: Vec<(Control, ReplyTo)>,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let bdev: Arc<dyn Bdev> =
-            Null::new("Null0", Uuid::from_u128(7), BLOCKS as u64, BLOCK as u32).unwrap();
-        let lu = LuConfig::new(LuId(1), Descriptor::unregistered(bdev, OpenMode::ReadWrite), TARGET);
-        let reservations = Rc::new(RefCell::new(Reservations::default()));
-        let any = InitiatorGroup { tag: 1, initiators: vec![None], netmasks: vec![None] };
-        let portals = PortalGroup { tag: 1, portals: vec!["127.0.0.1:3260".parse().unwrap()] };
-        Self {
-            options: IscsiOptions { max_queue_depth: 8, ..IscsiOptions::default() },
-            target: Arc::new(TargetConfig {
-                name: TARGET.parse().unwrap(),
-                alias: "a disk".to_owned(),
-                maps: vec![(portals, any)],
-                luns: vec![(0, LuId(1))],
-            }),
-            owner: LuOwner::new(Arc::new(lu), reservations, Rc::new(RefCell::new(NoStore))),
-            disk: vec![0; BLOCK * BLOCKS],
-            ios: VecDeque::new(),
-            aborted: Vec::new(),
-            no_buffers: false,
-            starved: Vec::new(),
-            held: 0,
-            controls: Vec::new(),
-        }
-    }
-}
-
-impl Directory for Bench {
-    fn target(&self, name: &IscsiName) -> Option<Arc<TargetConfig>> {
-        Some(Arc::clone(&self.target)).filter(|target| target.name == *name)
-    }
-
-    fn options(&self) -> &IscsiOptions {
-        &self.options
-    }
-
-    fn has_session(&self, _: &SessionKey, tsih: u16) -> bool {
-        tsih == 1
-    }
-}
-
-impl Sink for Bench {
-    fn buffer(&mut self, len: u32) -> Option<Buf> {
-        let buf = if self.no_buffers { None } else { Buf::alloc(len as usize) };
-        self.held += buf.as_ref().map_or(0, |_| u64::from(len));
-        buf
-    }
-
-    fn released(&mut self, bytes: u32) {
-        self.held -= u64::from(bytes);
-    }
-
-    fn starved(&mut self, id: CmdId) {
-        self.starved.push(id.slot);
-    }
-
-    fn submit(&mut self, _: LuId, id: CmdId, io: Box<Io>) -> Result<(), Box<Io>> {
-        self.ios.push_back((id.slot, io));
-        Ok(())
-    }
-
-    fn abort(&mut self, _: LuId, id: CmdId) {
-        self.aborted.push(id.slot);
-    }
-
-    fn control(&mut self, _: u32, _: LuId, _: &Nexus, control: Control, to: ReplyTo) {
-        self.controls.push((control, to));
-    }
-
-    fn abort_others(&mut self, _: LuId, _: &Nexus) {}
-
-    fn begin_session(&mut self, _: u32, key: &SessionKey, _: SocketAddr) -> (u16, Option<Nexus>) {
-        let id = iscsi_transport_id(key.initiator.as_str(), Some(key.isid.0));
-        let mut nexus = Nexus::new(&id, 1, Seal::new([0; 16]));
-        nexus.apply_luns(&[(0, Arc::clone(self.owner.view()))]);
-        (1, key.target.map(|_| nexus))
-    }
-
-    fn send_targets(&self, _: &SessionKey, _: SocketAddr, _: Option<&str>) -> Vec<u8> {
-        format!("TargetName={TARGET}\0TargetAddress=127.0.0.1:3260,1\0").repeat(100).into_bytes()
-    }
-
-    fn now(&self) -> Tick {
-        Tick::ZERO
-    }
-}
 
 /// A PDU that the machine has sent.
 #[derive(Debug)]
@@ -272,18 +146,7 @@ impl Host {
     /// Ends all I/Os.
     fn run(&mut self) -> Vec<Sent> {
         while let Some((slot, mut io)) = self.bench.ios.pop_front() {
-            let at = io.lba.0 as usize * BLOCK;
-            let len = io.blocks as usize * BLOCK;
-            match io.op {
-                Op::Read => {
-                    io.data.copy_in(0, &self.bench.disk[at..at + len]);
-                }
-                Op::Write => {
-                    io.data.copy_out(0, &mut self.bench.disk[at..at + len]);
-                }
-                _ => {}
-            }
-            io.status = IoStatus::Success;
+            self.bench.perform(&mut io);
             self.conn.io_back(slot, io, &mut self.bench);
         }
         self.sent()

@@ -2,6 +2,10 @@
 //!
 //! A request is answered when every reactor has the view that it made: a command that was preempted is then refused on
 //! every core. Nothing here waits: the last reactor that has taken a view over sends the reply.
+#![expect(
+    clippy::disallowed_types,
+    reason = "a message is given to a full mailbox again; taken once per change of a logical unit, never per command"
+)]
 
 use std::collections::BTreeMap;
 use std::fmt;

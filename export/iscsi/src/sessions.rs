@@ -1,4 +1,8 @@
 //! The sessions of a process, by name: what a login has to know of other reactors. Control path only.
+#![expect(
+    clippy::disallowed_types,
+    reason = "logins and their ends on different reactors meet here; never per command"
+)]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

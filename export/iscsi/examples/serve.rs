@@ -1,7 +1,14 @@
 //! Serves a malloc (or null, or uring) bdev over iSCSI, without the daemon.
 //!
 //! `cargo run --release -p penstock-iscsi --example serve -- 127.0.0.1:3260 [malloc|null] [MIB] [REACTORS] [SECONDS]`
-#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing, reason = "an example")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::too_many_lines,
+    reason = "an example"
+)]
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -478,7 +478,8 @@ fn a_host_that_stops_reading_holds_up_nobody_else() {
             slowest = slowest.max(asked.elapsed());
         }
     }
-    assert!(slowest < Duration::from_secs(6), "an I/O took {slowest:?}");
+    // Nobody had to wait until the deaf host was thrown out.
+    assert!(slowest < Duration::from_secs(1), "an I/O took {slowest:?}");
     drop((streams, stopped, queues, controller));
     bench.wait_idle();
 }

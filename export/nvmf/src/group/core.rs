@@ -435,6 +435,11 @@ impl Sink for Core {
     }
 
     #[inline]
+    fn room(&self) -> u64 {
+        self.params.buffer_bytes_max.saturating_sub(self.buffer_bytes)
+    }
+
+    #[inline]
     fn buffer(&mut self, len: u32) -> Option<Buf> {
         let bytes = self.buffer_bytes + u64::from(len);
         if bytes > self.params.buffer_bytes_max {

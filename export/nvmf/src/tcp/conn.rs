@@ -61,6 +61,9 @@ pub(crate) trait Sink {
     /// The status to answer with.
     fn judge(&mut self, link: &Self::Link, id: ReqId, req: &mut Req, sqe: &Sqe) -> Result<Transfer, Status>;
 
+    /// Bytes that may be taken in buffers before there are none.
+    fn room(&self) -> u64;
+
     /// A buffer of `len` bytes, or `None` when there is none just now.
     fn buffer(&mut self, len: u32) -> Option<Buf>;
 
@@ -433,11 +436,15 @@ impl<L> Conn<L> {
         let id = ReqId { conn: self.id, slot };
         let Some(req) = self.slab.get_mut(slot) else { return };
         let len = u64::from(req.len);
-        if self.held + len > HELD_BYTES_MAX && self.held > 0 && !req.in_capsule {
-            req.state = ReqState::NeedBuffer;
+        let in_capsule = req.in_capsule;
+        if !in_capsule && self.must_wait(len, sink) {
+            if let Some(req) = self.slab.get_mut(slot) {
+                req.state = ReqState::NeedBuffer;
+            }
             self.waiting.push_back(slot);
             return;
         }
+        let Some(req) = self.slab.get_mut(slot) else { return };
         let Some(buf) = sink.buffer(req.len) else {
             req.state = ReqState::NeedBuffer;
             if req.in_capsule {
@@ -460,6 +467,13 @@ impl<L> Conn<L> {
         }
     }
 
+    /// Whether `len` bytes more are more than the connection may hold: beyond a fixed bound, or more than is left for all
+    /// others. By the second, hosts that keep their buffers leave as much as each of them has, however many they are.
+    #[inline]
+    fn must_wait<S: Sink<Link = L>>(&self, len: u64, sink: &S) -> bool {
+        self.held > 0 && self.held + len > HELD_BYTES_MAX.min(sink.room())
+    }
+
     /// Whether requests wait because the connection holds too much.
     #[inline]
     pub(crate) fn has_waiting(&self) -> bool {
@@ -471,7 +485,7 @@ impl<L> Conn<L> {
         for _ in 0..self.waiting.len() {
             let Some(slot) = self.waiting.front().copied() else { return };
             let len = self.slab.get(slot).map_or(0, |req| u64::from(req.len));
-            if self.held > 0 && self.held + len > HELD_BYTES_MAX {
+            if self.must_wait(len, sink) {
                 return;
             }
             self.waiting.pop_front();

@@ -9,6 +9,8 @@
 
 pub(crate) mod conn;
 mod digest;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod params;
 mod pdu_rx;
 mod pdu_tx;

@@ -191,7 +191,7 @@ impl Slab {
     }
 
     /// How many hold a command.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn used(&self) -> usize {
         self.reqs.len() - self.free.len()
     }

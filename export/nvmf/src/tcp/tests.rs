@@ -65,6 +65,10 @@ impl Sink for Store {
         }
     }
 
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
+
     fn buffer(&mut self, len: u32) -> Option<Buf> {
         let buf = self.has_buffers.then(|| Buf::zeroed(len as usize).unwrap())?;
         self.held += 1;

@@ -312,6 +312,18 @@ fn connections_that_never_connect_are_closed_and_too_many_are_refused() {
 }
 
 #[test]
+fn a_flood_of_half_open_connections_keeps_nobody_out() {
+    let node = Node::new(1, |params| params.half_open_max = 8);
+    let _flood: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(node.addr).unwrap()).collect();
+    node.wait_for("the oldest are closed", |stats| stats[0].refused == 92 && stats[0].connections == 8);
+    let asked = Instant::now();
+    let controller = node.connect(false);
+    let mut io: Io = controller.open_io(1, 4).unwrap();
+    assert!(write(&mut io, 0, pattern(512, 1)).is_success());
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+}
+
+#[test]
 fn rubbish_costs_its_connection_and_nothing_else() {
     let node = Node::new(1, |_| ());
     let controller = node.connect(false);

@@ -115,10 +115,11 @@ impl Group {
 
     /// Takes a connection in.
     pub(super) fn adopt(&mut self, sock: TcpSocket, portid: u16, now: Tick) {
+        if self.half_open >= self.core.params.half_open_max {
+            self.drop_oldest_half_open();
+        }
         let open = self.entries.len() - self.free.len();
-        let full = open >= self.core.params.connections_max as usize
-            || self.half_open >= self.core.params.half_open_max
-            || self.draining;
+        let full = open >= self.core.params.connections_max as usize || self.draining;
         let index = match self.free.pop() {
             Some(index) => index,
             None => u32::try_from(self.entries.len()).unwrap_or(u32::MAX),
@@ -159,6 +160,20 @@ impl Group {
         };
         if let Some(slot) = self.entries.get_mut(index as usize) {
             *slot = Some(Box::new(entry));
+        }
+    }
+
+    /// Makes room among the half-open connections: a flood of them must not keep out who really wants to connect, and
+    /// that is over in a moment.
+    #[cold]
+    fn drop_oldest_half_open(&mut self) {
+        let half_open = (0..).zip(&self.entries).filter_map(|(index, entry)| {
+            let entry = entry.as_ref().filter(|entry| entry.half_open && !entry.gone)?;
+            Some((entry.serial, index))
+        });
+        if let Some((_, index)) = half_open.min() {
+            self.core.stats.refused += 1;
+            self.close(index);
         }
     }
 

@@ -19,7 +19,7 @@ pub struct GroupStats {
     pub connections: u32,
     /// Connections that were terminated for an error of the protocol.
     pub terminated: u64,
-    /// Connections that were refused because there were too many.
+    /// Connections that were refused, or closed before their Connect, because there were too many.
     pub refused: u64,
     /// Commands that had to wait for a buffer.
     pub buffer_waits: u64,

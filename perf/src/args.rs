@@ -33,6 +33,9 @@ pub struct Args {
     /// Cores to use, one worker each: "1", "0-3", "0,2". Without it, one worker that is not pinned.
     #[arg(long, value_parser = parse_cores)]
     pub cores: Option<Cores>,
+    /// Milliseconds without I/O after each batch of completions: what does a target that slept answer first?
+    #[arg(long, default_value_t = 0)]
+    pub pause_ms: u64,
     /// Use only so many bytes at the beginning of the device.
     #[arg(long, value_parser = parse_bytes)]
     pub size: Option<u64>,

@@ -91,6 +91,7 @@ fn plan(
         prefill: args.prefill,
         warm_up_ns: nanoseconds(args.warm_up()),
         measured_ns: nanoseconds(args.measured()),
+        pause_ns: args.pause_ms.saturating_mul(1_000_000),
         ios_max: args.ios.unwrap_or(u64::MAX),
         verifier: args.verify.then(|| Verifier::new(seed, first, per_worker)),
         progress,

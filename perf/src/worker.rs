@@ -78,6 +78,8 @@ pub struct Task {
     pub warm_up_ns: u64,
     /// Nanoseconds to measure.
     pub measured_ns: u64,
+    /// Nanoseconds without I/O after completions.
+    pub pause_ns: u64,
     /// I/Os to measure at most.
     pub ios_max: u64,
     /// Marks and checks data.
@@ -112,6 +114,8 @@ pub struct Worker<D> {
     idle: Vec<Box<Io>>,
     done: Vec<Box<Io>>,
     in_flight: u32,
+    /// Nothing is issued before that time.
+    resume_at: Tick,
     totals: Totals,
     first_slot: u64,
     end_slot: u64,
@@ -142,6 +146,7 @@ impl<D: Device> Worker<D> {
             idle,
             done,
             in_flight: 0,
+            resume_at: Tick::ZERO,
             totals: Totals::default(),
             first_slot: slots.0,
             end_slot: slots.0 + slots.1,
@@ -274,7 +279,10 @@ impl<D: Device> Poller for Worker<D> {
         self.done = done;
         self.task.progress.ended.fetch_add(u64::try_from(ended).unwrap_or(0), Ordering::Relaxed);
         self.change_phase(now);
-        let issued = self.fill(now);
+        if ended > 0 && self.task.pause_ns > 0 {
+            self.resume_at = now.plus_ns(self.task.pause_ns);
+        }
+        let issued = if now >= self.resume_at { self.fill(now) } else { 0 };
         if issued > 0 {
             self.device.flush_queue();
         }

@@ -304,6 +304,10 @@ fn a_file_on_a_full_file_system_has_no_space_for_new_blocks_and_serves_the_other
         assert_eq!(bench.status(Op::Write, 0, 512, 1), IoStatus::Success);
         let statuses: Vec<_> = (1..8).map(|at| bench.status(Op::Write, at * 512, 512, 2)).collect();
         assert_eq!(statuses.last(), Some(&IoStatus::NoSpace), "{engine}: {statuses:?}");
+        if bench.specific("direct") == json!(true) {
+            let durable = bench.run(Op::Write, IoFlags::FUA, 3584, 512, 2).status;
+            assert_eq!(durable, IoStatus::NoSpace, "{engine}: nothing but this write is lost");
+        }
         assert_eq!(bench.status(Op::Write, 0, 512, 3), IoStatus::Success, "{engine}: it has its blocks");
         assert_eq!(bench.status(Op::Flush, 0, 0, 0), IoStatus::Success);
         assert!(bench.reads(0, 512, 3));

@@ -145,22 +145,30 @@ impl Disk {
         if self.has_failed() && (io.op.is_write() || io.op == Op::Flush) {
             return IoStatus::WriteError;
         }
-        let result = self.try_execute(io).and_then(|()| {
-            if Self::loses_trust(io) {
-                self.syncs.fetch_add(1, Ordering::Relaxed);
-                return self.file.sync_data();
+        if let Err(error) = self.try_execute(io) {
+            let status = status_of(error.raw_os_error().unwrap_or(0), io.op);
+            if Self::loses_trust(io) && !self.only_lacked_room(status) {
+                self.set_failed();
             }
-            Ok(())
-        });
-        match result {
+            return status;
+        }
+        if !Self::loses_trust(io) {
+            return IoStatus::Success;
+        }
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        match self.file.sync_data() {
             Ok(()) => IoStatus::Success,
             Err(error) => {
-                if Self::loses_trust(io) {
-                    self.set_failed();
-                }
+                self.set_failed();
                 status_of(error.raw_os_error().unwrap_or(0), io.op)
             }
         }
+    }
+
+    /// Whether a write that ended with `status` only found no room: directly written blocks get theirs at once, so
+    /// nothing else is lost. What goes through the page cache gets it later, and then earlier writes may be lost too.
+    pub(super) fn only_lacked_room(&self, status: IoStatus) -> bool {
+        status == IoStatus::NoSpace && self.direct
     }
 
     fn try_execute(&self, io: &mut Io) -> io::Result<()> {

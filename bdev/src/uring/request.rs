@@ -215,7 +215,8 @@ impl Request {
 
     fn failed(&mut self, status: IoStatus) -> Next {
         let before_any_change = matches!(status, IoStatus::Aborted | IoStatus::Unsupported);
-        if Disk::loses_trust(&self.io) && !before_any_change {
+        let no_room = matches!(self.step, Step::Transfer { .. }) && self.disk.only_lacked_room(status);
+        if Disk::loses_trust(&self.io) && !before_any_change && !no_room {
             self.disk.set_failed();
         }
         Next::Ended(status)

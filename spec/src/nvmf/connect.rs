@@ -102,13 +102,13 @@ impl ConnectData {
 
     /// HOSTNQN, checked. An error is answered by [`invalid_data`] with [`HOSTNQN_OFF`].
     ///
-    /// An empty field (SPDK's perf tool sends one) is read as the NQN that its HOSTID makes, in the UUID form of Base 4.7:
+    /// An empty field, all zero (SPDK's perf tool sends one) is read as the NQN that its HOSTID makes, in the UUID form of Base 4.7:
     /// such a host is let in where any host is, or by that name.
     ///
     /// # Errors
     /// The field is not a valid NQN.
     pub fn host(&self) -> Result<Nqn, NqnError> {
-        if self.hostnqn.first() != Some(&0) {
+        if self.hostnqn.iter().any(|byte| *byte != 0) {
             return Nqn::from_field(&self.hostnqn);
         }
         let mut name = String::from("nqn.2014-08.org.nvmexpress:uuid:");

@@ -191,14 +191,14 @@ impl Load {
     }
 
     /// Waits until every queue has lost its connection.
-    fn is_lost(self) -> BlockingController {
+    fn expect_lost(self) -> BlockingController {
         self.threads.into_iter().for_each(|thread| thread.join().unwrap());
         self.controller
     }
 
     fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
-        drop(self.is_lost());
+        drop(self.expect_lost());
     }
 }
 
@@ -360,7 +360,7 @@ fn a_removed_listener_takes_along_who_came_by_it_and_nobody_else() {
     let controllers = block_on(bench.target.get_controllers(NQN)).unwrap();
     assert_eq!(controllers.as_array().unwrap().len(), 1, "{controllers}");
     assert_eq!(bench.sum("connections"), 5);
-    let mut controller = first.is_lost();
+    let mut controller = first.expect_lost();
     assert!(controller.active_namespaces().is_err());
     second.goes_on(1000);
     second.stop();
@@ -392,7 +392,7 @@ fn under_load_a_subsystem_is_deleted_with_all_its_connections() {
     block_on(bench.target.delete_subsystem(NQN)).unwrap();
     assert_eq!(bench.registry.claimed_by("EE_M").unwrap(), None);
     for load in loads {
-        drop(load.is_lost());
+        drop(load.expect_lost());
     }
     bench.wait_idle();
 }
@@ -407,7 +407,7 @@ fn under_load_a_controller_is_reset_again_and_again() {
         let cc = |enable: u32| command::property_set(0x14, 0x0046_0000 | enable);
         let mut load = load;
         load.controller.execute(cc(0), Transfer::None, None).unwrap();
-        let mut controller = load.is_lost();
+        let mut controller = load.expect_lost();
         let begin = Instant::now();
         // CSTS.RDY goes when the last I/O queue is gone.
         let csts = |controller: &mut BlockingController| {
@@ -499,7 +499,7 @@ fn a_thousand_connects_and_a_flood_of_half_open_connections_leave_nothing_behind
     let round = |round: u8| {
         let controller = bench.connect();
         let _io: Io = controller.open_io(1, 128).unwrap();
-        if round % 3 == 0 {
+        if round.is_multiple_of(3) {
             controller.shut_down().unwrap();
         }
     };
@@ -514,7 +514,7 @@ fn a_thousand_connects_and_a_flood_of_half_open_connections_leave_nothing_behind
     (0..100).for_each(&round);
     flood();
     let before = holdings();
-    (0..1000).for_each(|n| round((n % 250) as u8));
+    (0..1000_u32).for_each(|n| round(u8::try_from(n % 250).unwrap()));
     flood();
     bench.wait_idle();
     let after = holdings();

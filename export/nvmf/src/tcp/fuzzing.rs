@@ -327,7 +327,7 @@ mod tests {
         for _ in 0..rounds {
             let len = 2 + usize::try_from(rng.next_u64() % 120).unwrap();
             let mut bytes: Vec<u8> = (0..len).map(|_| u8::try_from(rng.next_u64() & 255).unwrap()).collect();
-            bytes[0] |= u8::from(rng.next_u64() % 8 > 0);
+            bytes[0] |= u8::from(!rng.next_u64().is_multiple_of(8));
             if std::panic::catch_unwind(|| super::connection(&bytes)).is_err() {
                 panic!("{bytes:02x?}");
             }

@@ -1,6 +1,6 @@
 //! Serves a malloc (or null, or uring) bdev over iSCSI, without the daemon.
 //!
-//! `cargo run --release -p penstock-iscsi --example serve -- 127.0.0.1:3260 [malloc|null] [MIB] [REACTORS] [SECONDS]`
+//! `cargo run --release -p penstock-iscsi --example serve_iscsi -- 127.0.0.1:3260 [malloc|null] [MIB] [REACTORS] [SECONDS]`
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,

@@ -5,6 +5,7 @@
 
 mod apt;
 mod kernels;
+mod mirror;
 mod python;
 
 use anyhow::Result;

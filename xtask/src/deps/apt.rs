@@ -7,12 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::mirror::Mirrors;
 use crate::run;
 
 /// The Debian release whose kernels and backports the guests run.
 const GUEST_RELEASE: &str = "bookworm";
-const MIRROR: &str = "http://deb.debian.org/debian";
-const SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Which version of a package to install.
@@ -37,7 +36,9 @@ enum Sources {
 #[derive(Debug)]
 pub(crate) struct Apt {
     dir: PathBuf,
-    /// The machine runs [`GUEST_RELEASE`]: one configuration serves both uses.
+    /// The release that the machine runs.
+    codename: String,
+    /// That is [`GUEST_RELEASE`]: one configuration serves both uses.
     is_guest_release: bool,
     updated: Vec<&'static str>,
 }
@@ -47,8 +48,9 @@ impl Apt {
     pub(crate) fn new(dir: &Path) -> Result<Self> {
         let release = std::fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
         let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-        let is_guest_release = codename.is_some_and(|name| name.trim_matches('"') == GUEST_RELEASE);
-        Ok(Self { dir: dir.join("apt"), is_guest_release, updated: Vec::new() })
+        let codename = codename.unwrap_or_default().trim_matches('"').to_owned();
+        let is_guest_release = codename == GUEST_RELEASE;
+        Ok(Self { dir: dir.join("apt"), codename, is_guest_release, updated: Vec::new() })
     }
 
     /// Installs `packages` without asking; does nothing for an empty list.
@@ -121,13 +123,14 @@ impl Apt {
                     "{KEYRING} is not there: install debian-archive-keyring (the tests' guests run Debian's kernels)"
                 );
             }
+            let mirrors = Mirrors::of_machine(&self.codename)?;
             let mut source = |mirror: &str, suite: &str| {
                 sources += &format!("\ndeb [signed-by={KEYRING}] {mirror} {suite} main\n");
             };
-            source(MIRROR, &format!("{GUEST_RELEASE}-backports"));
+            source(&mirrors.release, &format!("{GUEST_RELEASE}-backports"));
             if guest_only {
-                source(MIRROR, GUEST_RELEASE);
-                source(SECURITY_MIRROR, &format!("{GUEST_RELEASE}-security"));
+                source(&mirrors.release, GUEST_RELEASE);
+                source(&mirrors.security, &format!("{GUEST_RELEASE}-security"));
             }
         }
         std::fs::write(&list, sources)?;

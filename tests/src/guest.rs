@@ -3,23 +3,21 @@
 
 mod cpio;
 mod image;
+mod machine;
 
-use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::paths::{self, Scratch};
+use crate::paths::Scratch;
 use crate::process::{Process, Signal};
-use crate::wait;
+
+pub use machine::Machine;
 
 /// The address under which a guest reaches the host's 127.0.0.1.
 pub const HOST: &str = "10.0.2.2";
-
-/// A boot takes 4 to 10 s on a busy machine of two cores; past this it hangs.
-const BOOT_LIMIT: Duration = Duration::from_secs(90);
 
 /// How long a script may take where the test does not say.
 const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
@@ -69,72 +67,13 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots a guest and waits until it takes scripts. `forwards` are pairs of a port on the host's 127.0.0.1 and the
-    /// guest's port that it leads to.
+    /// Boots an ordinary guest ([`Machine`] makes others) and waits until it takes scripts. `forwards` are pairs of a port
+    /// on the host's 127.0.0.1 and the guest's port that it leads to.
     ///
     /// # Errors
-    /// Where QEMU or a kernel is missing, or the guest does not come up: with the end of what its console said.
+    /// As [`Machine::boot`].
     pub fn boot(kernel: Kernel, forwards: &[(u16, u16)]) -> Result<Self> {
-        let image = image::Image::of(kernel)?;
-        let scratch = Scratch::new()?;
-        let socket = scratch.join("channel");
-        let listener = UnixListener::bind(&socket)?;
-        let mut network = "user,id=n0,restrict=off".to_owned();
-        for (host, guest) in forwards {
-            write!(network, ",hostfwd=tcp:127.0.0.1:{host}-:{guest}")?;
-        }
-        let append = format!(
-            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on no_timer_check tsc_early_khz={}",
-            tsc_khz()?
-        );
-        let mut command = Process::command(paths::tool("qemu-system-x86_64")?)?;
-        // KVM is named nowhere: where it exists inside a virtual machine it may be broken, and the tests must be the same everywhere.
-        command.args([
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-            "-machine",
-            "q35",
-            "-smp",
-            "2",
-            "-m",
-            "1024",
-        ]);
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-monitor",
-            "none",
-        ]);
-        command.arg("-serial").arg(format!("file:{}", scratch.join("console").display()));
-        command
-            .arg("-kernel")
-            .arg(&image.kernel)
-            .arg("-initrd")
-            .arg(&image.initrd)
-            .args(["-append", &append]);
-        command.args(["-netdev", &network, "-device", "virtio-net-pci,netdev=n0,romfile="]);
-        command.arg("-chardev").arg(format!("socket,id=c0,path={}", socket.display()));
-        command.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=c0,nr=1"]);
-        let mut qemu = Process::start(command, "qemu-system-x86_64")?;
-        listener.set_nonblocking(true)?;
-        let channel = wait::until(BOOT_LIMIT, || {
-            if !qemu.is_running()? {
-                bail!("QEMU ended at once; its words are above");
-            }
-            Ok(listener.accept().ok())
-        })?;
-        channel.0.set_nonblocking(false)?;
-        let mut guest = Self { channel: BufReader::new(channel.0), qemu, scratch, next_id: 0 };
-        let ready = guest.line(BOOT_LIMIT).context("the guest did not boot")?;
-        if !ready.starts_with("ready ") {
-            bail!("the guest said `{ready}` instead of `ready`");
-        }
-        Ok(guest)
+        forwards.iter().fold(Machine::new(kernel), |machine, pair| machine.forward(*pair)).boot()
     }
 
     /// Runs `script` and returns how it ended.
@@ -260,17 +199,6 @@ impl Guest {
         let lines: Vec<_> = text.lines().collect();
         lines.get(lines.len().saturating_sub(30)..).unwrap_or_default().join("\n")
     }
-}
-
-/// The rate of the processor's time-stamp counter, in kHz. The emulated counter is the host's; a guest that measures its
-/// rate while the host is busy gets it wrong by factors, and all its time-outs with it.
-fn tsc_khz() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/cpuinfo")?;
-    let value = text.lines().find_map(|line| line.strip_prefix("cpu MHz")?.split(": ").nth(1));
-    let mhz = value.context("/proc/cpuinfo names no `cpu MHz`")?;
-    let (whole, thousandths) = mhz.split_once('.').unwrap_or((mhz, "0"));
-    let thousandths: u64 = format!("{thousandths:0<3}").get(..3).unwrap_or("0").parse()?;
-    Ok(whole.parse::<u64>()? * 1000 + thousandths)
 }
 
 /// RFC 4648, section 4.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::BufWriter;
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -59,6 +59,13 @@ pub(super) struct Image {
     pub(super) initrd: PathBuf,
 }
 
+/// What an image has beside the usual.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Extras {
+    pub(super) tools: Vec<&'static str>,
+    pub(super) modules: Vec<&'static str>,
+}
+
 /// What a path of the image holds.
 #[derive(Debug)]
 enum Entry {
@@ -69,13 +76,13 @@ enum Entry {
 
 impl Image {
     /// The image for `kernel`, built where it is not there or what it is built from has changed.
-    pub(super) fn of(kernel: Kernel) -> Result<Self> {
+    pub(super) fn of(kernel: Kernel, extras: &Extras) -> Result<Self> {
         static BUILDING: Mutex<()> = Mutex::new(());
         let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
         let unpacked = fs::canonicalize(paths::e2e_dir().join("kernels").join(kernel.series()))
             .with_context(|| format!("no kernel {}: run `cargo xtask deps`", kernel.series()))?;
         let modules = only_entry(&unpacked.join("lib/modules"))?;
-        let entries = entries(&modules)?;
+        let entries = entries(&modules, extras)?;
         let images = paths::e2e_dir().join("images");
         fs::create_dir_all(&images)?;
         let initrd = images.join(format!("{}-{:016x}.cpio", kernel.series(), digest(&entries)?));
@@ -87,10 +94,26 @@ impl Image {
         let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { kernel: unpacked.join("boot").join(format!("vmlinuz-{release}")), initrd })
     }
+
+    /// The same with `programs` (name and file) in /usr/bin, in a root file system of its own at `initrd`: the kernel unpacks
+    /// one archive after the other. Not kept like the others, as programs under test change all the time.
+    pub(super) fn with_programs(self, programs: &[(String, PathBuf)], initrd: PathBuf) -> Result<Self> {
+        let mut entries = BTreeMap::new();
+        for (name, file) in programs {
+            add_program(&mut entries, name, file)?;
+        }
+        let second = initrd.with_extension("programs");
+        write(&second, &entries).with_context(|| format!("cannot build {}", second.display()))?;
+        fs::copy(&self.initrd, &initrd)?;
+        let mut whole = File::options().append(true).open(&initrd)?;
+        io::copy(&mut File::open(&second)?, &mut whole)?;
+        fs::remove_file(&second)?;
+        Ok(Self { initrd, ..self })
+    }
 }
 
 /// Everything in the image but its directories, by path.
-fn entries(modules: &Path) -> Result<BTreeMap<String, Entry>> {
+fn entries(modules: &Path, extras: &Extras) -> Result<BTreeMap<String, Entry>> {
     let mut entries = BTreeMap::new();
     for (link, to) in
         [("/bin", "usr/bin"), ("/sbin", "usr/sbin"), ("/lib", "usr/lib"), ("/lib64", "usr/lib64")]
@@ -103,10 +126,10 @@ fn entries(modules: &Path) -> Result<BTreeMap<String, Entry>> {
     }
     add_program(&mut entries, "busybox", &busybox)?;
     entries.insert("/usr/sbin/modprobe".to_owned(), Entry::Link("../bin/busybox".to_owned()));
-    for name in TOOLS {
+    for name in TOOLS.iter().chain(&extras.tools) {
         add_program(&mut entries, name, &paths::tool(name)?)?;
     }
-    add_modules(&mut entries, modules)?;
+    add_modules(&mut entries, modules, &[MODULES, &extras.modules].concat())?;
     let texts = [
         ("/init", INIT),
         ("/etc/passwd", "root:x:0:0::/root:/bin/sh\n"),
@@ -143,12 +166,12 @@ fn add_program(entries: &mut BTreeMap<String, Entry>, name: &str, file: &Path) -
     Ok(())
 }
 
-/// Adds [`MODULES`] with what they depend on, and the list of dependencies that modprobe reads.
-fn add_modules(entries: &mut BTreeMap<String, Entry>, modules: &Path) -> Result<()> {
+/// Adds the `wanted` modules with what they depend on, and the list of dependencies that modprobe reads.
+fn add_modules(entries: &mut BTreeMap<String, Entry>, modules: &Path, wanted: &[&str]) -> Result<()> {
     let root = format!("/usr/lib/modules/{}", modules.file_name().unwrap_or_default().to_string_lossy());
     let listed = fs::read_to_string(modules.join("modules.dep"))
         .with_context(|| format!("cannot read {}/modules.dep", modules.display()))?;
-    let (files, dependencies) = closure(&listed, MODULES);
+    let (files, dependencies) = closure(&listed, wanted);
     for file in files {
         entries.insert(format!("{root}/{}", uncompressed(&file)), Entry::Copy(modules.join(file)));
     }

@@ -45,12 +45,21 @@ pub struct Event {
     pub bdev: Arc<Shared>,
 }
 
+/// How a user keeps other writers away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// All others.
+    Exclusive,
+    /// All but other exports.
+    Export,
+}
+
 /// Who has a bdev open.
 #[derive(Debug)]
 struct User {
     name: String,
     mode: OpenMode,
-    claims: bool,
+    claim: Option<Claim>,
     open: OpenFlag,
 }
 
@@ -179,8 +188,9 @@ impl Registry {
     /// # Errors
     /// [`BdevError::NotFound`].
     pub fn claimed_by(&self, name: &str) -> Result<Option<String>, BdevError> {
-        self.entry(name)
-            .map(|mut entry| entry.users().iter().find(|user| user.claims).map(|user| user.name.clone()))
+        self.entry(name).map(|mut entry| {
+            entry.users().iter().find(|user| user.claim.is_some()).map(|user| user.name.clone())
+        })
     }
 
     /// Opens a bdev for `user`, a name that error messages will show.
@@ -191,11 +201,11 @@ impl Registry {
     pub fn open(&self, name: &str, mode: OpenMode, user: &str) -> Result<Descriptor, BdevError> {
         let closings = self.closings();
         let mut entry = self.present(name)?;
-        let owner = entry.users().iter().find(|user| user.claims).map(|user| user.name.clone());
+        let owner = entry.users().iter().find(|user| user.claim.is_some()).map(|user| user.name.clone());
         if let (OpenMode::ReadWrite, Some(owner)) = (mode, owner) {
             return Err(BdevError::Claimed { name: name.to_owned(), owner });
         }
-        Ok(add_user(&mut entry, mode, user, false, &closings))
+        Ok(add_user(&mut entry, mode, user, None, &closings))
     }
 
     /// Opens a bdev for reading and writing, as its only writer until the last clone of the descriptor is dropped.
@@ -204,18 +214,32 @@ impl Registry {
     /// [`BdevError::NotFound`], [`BdevError::Removing`]; [`BdevError::Claimed`] or [`BdevError::InUse`] when it has
     /// a writer.
     pub fn claim(&self, name: &str, owner: &str) -> Result<Descriptor, BdevError> {
+        self.claim_as(name, owner, Claim::Exclusive)
+    }
+
+    /// Opens a bdev for reading and writing by hosts, whose reservations keep them apart: as [`Self::claim`], but
+    /// others may export it too, by whatever protocol.
+    ///
+    /// # Errors
+    /// As [`Self::claim`], where the other writer is no export.
+    pub fn export(&self, name: &str, owner: &str) -> Result<Descriptor, BdevError> {
+        self.claim_as(name, owner, Claim::Export)
+    }
+
+    fn claim_as(&self, name: &str, owner: &str, claim: Claim) -> Result<Descriptor, BdevError> {
         let closings = self.closings();
         let mut entry = self.present(name)?;
+        let shares = |user: &&User| claim == Claim::Export && user.claim == Some(Claim::Export);
         let writers: Vec<&User> =
-            entry.users().iter().filter(|user| user.mode == OpenMode::ReadWrite).collect();
-        if let Some(user) = writers.iter().find(|user| user.claims) {
+            entry.users().iter().filter(|user| user.mode == OpenMode::ReadWrite && !shares(user)).collect();
+        if let Some(user) = writers.iter().find(|user| user.claim.is_some()) {
             return Err(BdevError::Claimed { name: name.to_owned(), owner: user.name.clone() });
         }
         if !writers.is_empty() {
             let users = writers.iter().map(|user| user.name.as_str()).collect::<Vec<_>>().join(", ");
             return Err(BdevError::InUse { name: name.to_owned(), users });
         }
-        Ok(add_user(&mut entry, OpenMode::ReadWrite, owner, true, &closings))
+        Ok(add_user(&mut entry, OpenMode::ReadWrite, owner, Some(claim), &closings))
     }
 
     /// Gives a bdev another length, or looks what length its device has got by itself (`None`); filters above follow.
@@ -382,11 +406,11 @@ fn add_user(
     entry: &mut Entry,
     mode: OpenMode,
     user: &str,
-    claims: bool,
+    claim: Option<Claim>,
     closings: &Arc<Closings>,
 ) -> Descriptor {
     let (held, open) = Open::new(Arc::clone(closings));
-    entry.users.push(User { name: user.to_owned(), mode, claims, open });
+    entry.users.push(User { name: user.to_owned(), mode, claim, open });
     Descriptor::counted(Arc::clone(&entry.bdev), mode, held)
 }
 

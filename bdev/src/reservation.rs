@@ -8,6 +8,7 @@
 //! Invariants: the holder is registered; a registrant has one key, never 0; the generation counts every change of the
 //! registrations; there are at most [`REGISTRANTS_MAX`] registrants.
 
+mod book;
 mod machine;
 mod view;
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+pub use book::{NoStore, Protocol, ReservationBook, SharedReservations, SharedStore};
 pub use machine::{Effects, Notice, Refusal, Reservations};
 pub use view::{Access, ReservationView, Standing};
 

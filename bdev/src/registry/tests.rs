@@ -52,6 +52,22 @@ fn a_claim_keeps_other_writers_out_until_its_last_clone_is_dropped() {
 }
 
 #[test]
+fn exports_share_a_bdev_and_nobody_else_may_write_it() {
+    let registry = with_null("n0");
+    let nvme = registry.export("n0", "nvme").unwrap();
+    let scsi = registry.export("n0", "scsi").unwrap();
+    assert!(
+        matches!(registry.claim("n0", "filter"), Err(BdevError::Claimed { owner, .. }) if owner == "nvme")
+    );
+    assert!(registry.open("n0", OpenMode::ReadWrite, "writer").is_err());
+    drop((nvme, scsi));
+    let filter = registry.claim("n0", "filter").unwrap();
+    assert!(matches!(registry.export("n0", "scsi"), Err(BdevError::Claimed { .. })));
+    drop(filter);
+    registry.export("n0", "scsi").unwrap();
+}
+
+#[test]
 fn a_removed_bdev_is_told_of_and_dropped_after_its_last_descriptor() {
     let registry = with_null("n0");
     let events = Rc::new(RefCell::new(Vec::new()));

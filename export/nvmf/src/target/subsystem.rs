@@ -89,7 +89,7 @@ impl Target {
         let identity = params.identity(found.shared().uuid())?;
         drop(found);
         let owner = format!("NVMe-oF subsystem {}", subsystem.nqn);
-        let descriptor = self.0.registry.claim(&params.bdev_name, &owner).map_err(bdev)?;
+        let descriptor = self.0.registry.export(&params.bdev_name, &owner).map_err(bdev)?;
         let info = descriptor.shared().info();
         let namespace = NamespaceConfig {
             nsid,

@@ -7,18 +7,20 @@
 //! ([`Req::is_out`](super::req::Req::is_out)) comes back exactly once by [`Conn::io_back`], even on a closed connection;
 //! after a fatal error nothing is received any more and one TermReq is the last thing sent.
 
+mod answer;
+
 use std::collections::VecDeque;
 
 use penstock_bdev::Io;
 use penstock_reactor::mem::Buf;
 use penstock_spec::nvme::sgl::TcpSgl;
-use penstock_spec::nvme::{Cqe, Sqe, Status};
+use penstock_spec::nvme::{Sqe, Status};
 use penstock_spec::nvme_tcp::term::TermReqHdr;
 use penstock_spec::nvme_tcp::{
-    ADMIN_IN_CAPSULE_LEN, C2hDataHdr, CapsuleCmdHdr, CapsuleRespHdr, CheckedHdr, CommonHdr, DigestFlags,
-    H2cDataHdr, HLEN_MAX, IcReq, IcResp, PduError, PduFlags, PduType, R2tHdr, Receiver, RxRules, data_offset,
+    ADMIN_IN_CAPSULE_LEN, CapsuleCmdHdr, CheckedHdr, CommonHdr, DigestFlags, H2cDataHdr, HLEN_MAX, IcReq,
+    IcResp, PduError, PduType, Receiver, RxRules,
 };
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::digest::digest;
@@ -36,8 +38,6 @@ const DIRECT_MIN: u32 = 4096;
 /// host with many large I/Os, or one that stops in the middle of them, leaves room for the others.
 pub(crate) const HELD_BYTES_MAX: u64 = 8 << 20;
 const _: () = assert!(HELD_BYTES_MAX >= crate::transport_options::IO_SIZE_MAX as u64);
-/// The most header and padding in front of data.
-const PAD: [u8; 128] = [0; 128];
 
 /// How executing a request began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -610,35 +610,6 @@ impl<L> Conn<L> {
         true
     }
 
-    /// Answers a request, with the first `data` bytes of its data where it has any for the host.
-    #[inline]
-    pub(crate) fn respond<S: Sink<Link = L>>(
-        &mut self,
-        slot: u16,
-        status: Status,
-        result: u64,
-        data: u32,
-        sink: &mut S,
-    ) {
-        let Some(req) = self.slab.get_mut(slot) else { return };
-        let cid = req.cid;
-        self.slab.end_cid(cid);
-        if self.state != ConnState::Open {
-            self.free(slot, sink);
-            return;
-        }
-        if data == 0 {
-            self.free(slot, sink);
-            self.push_response(cid, status, result);
-            return;
-        }
-        let success = self.success && status.is_success() && result == 0;
-        self.push_c2h_data(slot, cid, data, success);
-        if !success {
-            self.push_response(cid, status, result);
-        }
-    }
-
     /// The first `sent` bytes of the send queue are with the kernel.
     #[inline]
     pub(crate) fn sent<S: Sink<Link = L>>(&mut self, sent: usize, sink: &mut S) {
@@ -684,77 +655,6 @@ impl<L> Conn<L> {
         if let Some(io) = self.slab.free(slot) {
             self.held = self.held.saturating_sub(bytes_of(&io));
             sink.recycle(io);
-        }
-    }
-
-    fn flags(&self) -> u8 {
-        if self.rules.hdgst { PduFlags::HDGST } else { 0 }
-    }
-
-    #[inline]
-    fn push_header(&mut self, header: &[u8]) {
-        self.tx.push(header);
-        if self.rules.hdgst {
-            self.tx.push(&digest(header));
-        }
-    }
-
-    #[inline]
-    fn push_response(&mut self, cid: u16, status: Status, result: u64) {
-        let plen = 24 + if self.rules.hdgst { 4 } else { 0 };
-        let sqhd = if self.flow_control { self.sqhd } else { u16::MAX };
-        let header = CapsuleRespHdr {
-            ch: CommonHdr::new(PduType::CAPSULE_RESP, self.flags(), 24, 0, plen),
-            cqe: Cqe::new(cid, sqhd, status).with_result(result),
-        };
-        self.push_header(header.as_bytes());
-    }
-
-    fn push_r2t(&mut self, slot: u16) {
-        let plen = 24 + if self.rules.hdgst { 4 } else { 0 };
-        let ch = CommonHdr::new(PduType::R2T, self.flags(), 24, 0, plen);
-        let Some(req) = self.slab.get_mut(slot) else { return };
-        req.state = ReqState::TransferIn;
-        req.r2t = true;
-        self.r2t_left += u64::from(req.len);
-        let header = R2tHdr {
-            ch,
-            cccid: U16::new(req.cid),
-            ttag: U16::new(slot),
-            r2to: U32::new(0),
-            r2tl: U32::new(req.len),
-            ..R2tHdr::default()
-        };
-        self.push_header(header.as_bytes());
-    }
-
-    #[inline]
-    fn push_c2h_data(&mut self, slot: u16, cid: u16, len: u32, success: bool) {
-        let (hdgst, ddgst) = (self.rules.hdgst, self.rules.ddgst);
-        let psh_end: u8 = if hdgst { 28 } else { 24 };
-        let data_off = data_offset(psh_end, self.hpda);
-        let plen = data_off + len + if ddgst { 4 } else { 0 };
-        let mut flags = self.flags() | PduFlags::LAST;
-        flags |= if ddgst { PduFlags::DDGST } else { 0 };
-        flags |= if success { PduFlags::SUCCESS } else { 0 };
-        let pdo = u8::try_from(data_off).unwrap_or(u8::MAX);
-        let header = C2hDataHdr {
-            ch: CommonHdr::new(PduType::C2H_DATA, flags, 24, pdo, plen),
-            cccid: U16::new(cid),
-            datal: U32::new(len),
-            ..C2hDataHdr::default()
-        };
-        self.push_header(header.as_bytes());
-        let pad = (data_off - u32::from(psh_end)) as usize;
-        if pad > 0 {
-            self.tx.push(PAD.get(..pad).unwrap_or_default());
-        }
-        self.tx.push_data(slot, 0, len, true);
-        let Some(req) = self.slab.get_mut(slot) else { return };
-        req.state = ReqState::TransferOut;
-        if ddgst {
-            let crc = digest(req.data(0, len).unwrap_or_default());
-            self.tx.push(&crc);
         }
     }
 }

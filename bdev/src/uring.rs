@@ -1,7 +1,7 @@
 //! `uring` (and `aio`, another name for it): files and block devices through io_uring.
 //!
 //! ```text
-//!   UringChannel ─ submit ─► Ring (one per reactor: slots, registered memory and files) ─► one io_uring_enter a turn
+//!   UringChannel ─ submit ─► Ring (one or two per reactor: slots, registered memory and files) ─► one io_uring_enter a turn
 //!        ▲                     │ completions: short ones go on, the rest
 //!        └──── Ended queue ◄───┘
 //! ```
@@ -12,6 +12,7 @@
 
 mod channel;
 mod file;
+mod queue;
 mod request;
 mod ring;
 mod threads;
@@ -64,6 +65,9 @@ pub struct UringOptions {
     pub create_size_mib: Option<u64>,
     /// io_uring where it is allowed, threads else, unless it is said here.
     pub engine: Option<Engine>,
+    /// Whether reads and writes are polled for instead of waiting for the device's interrupt; where the device has
+    /// polled queues unless it is said here.
+    pub iopoll: Option<bool>,
     /// SPDK's aio: whether to unmap and write zeroes; always done where the file system can.
     pub fallocate: Option<bool>,
     /// SPDK's aio: without meaning here.
@@ -115,8 +119,15 @@ impl Uring {
             direct: engine == Engine::IoUring,
             create_bytes: options.create_size_mib.map(|mib| mib.saturating_mul(1 << 20)),
             block_bytes: options.block_size,
+            polled: engine == Engine::IoUring && options.iopoll != Some(false),
         };
         let disk = Disk::open(&options.filename, opening).map_err(os)?;
+        if options.iopoll == Some(true) && !disk.is_polled() {
+            let problem = "is asked for, but the device has no polled queues, or is not opened by io_uring without the page \
+                           cache; NVMe devices have them when the kernel is booted with nvme.poll_queues=N"
+                .to_owned();
+            return Err(BdevError::Invalid { name: name.clone(), parameter: "iopoll", problem });
+        }
         let blocks = disk.bytes().map_err(os)? / u64::from(disk.block_bytes);
         let shared = Shared::new(SharedConfig {
             name: name.clone(),
@@ -186,6 +197,7 @@ impl Bdev for Uring {
             "engine": self.engine,
             "direct": self.disk.direct,
             "readonly": self.disk.read_only,
+            "iopoll": self.disk.is_polled(),
             "failed": self.disk.has_failed(),
         }})
     }
@@ -200,6 +212,9 @@ impl Bdev for Uring {
         if let Some(params) = params.as_object_mut() {
             if self.options.readonly {
                 params.insert("readonly".into(), true.into());
+            }
+            if let Some(iopoll) = self.options.iopoll {
+                params.insert("iopoll".into(), iopoll.into());
             }
             if let Some(engine) = self.options.engine {
                 params.insert("engine".into(), json!(engine));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use penstock_reactor::mem::Buf;
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::queue;
 use crate::io::{Io, IoFlags, IoStatus, Op};
 
 /// How a file is to be opened.
@@ -22,6 +23,8 @@ pub(super) struct Opening {
     /// Made with so many bytes where it does not exist.
     pub(super) create_bytes: Option<u64>,
     pub(super) block_bytes: Option<u32>,
+    /// Polled for where the device can.
+    pub(super) polled: bool,
 }
 
 /// How often, and how long apart, a locked file is tried again.
@@ -43,6 +46,8 @@ pub(super) struct Disk {
     /// A flush failed: what was written before may be lost, and a second flush would not tell (the kernel reports a
     /// failed write-back once). Nothing is written any more until the file is opened again.
     failed: AtomicBool,
+    /// Its reads and writes are polled for, by a ring of their own.
+    polled: AtomicBool,
     /// Flushes and durable writes that were asked of the system, for tests and people.
     pub(super) syncs: AtomicU64,
 }
@@ -63,13 +68,13 @@ impl Disk {
             return Err(io::Error::other("it is neither a regular file nor a block device"));
         }
         if !opening.read_only {
-            if kind.is_block_device() && is_write_protected(&file)? {
+            if kind.is_block_device() && queue::is_write_protected(&file)? {
                 let why = "the device is write-protected: make the bdev readonly";
                 return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, why));
             }
             lock(&file)?;
         }
-        let sector = sector_bytes(&file, kind.is_block_device());
+        let sector = queue::sector_bytes(&file, kind.is_block_device());
         let block_bytes = opening.block_bytes.unwrap_or(sector);
         let mut direct = opening.direct && is_direct(&file);
         if direct && !takes_blocks_of(&file, block_bytes) {
@@ -86,7 +91,7 @@ impl Disk {
             }
             (file, direct) = (buffered, false);
         }
-        let physical = if kind.is_block_device() { physical_bytes(&file) } else { 4096 };
+        let physical = if kind.is_block_device() { queue::physical_bytes(&file) } else { 4096 };
         let mut disk = Self {
             block_bytes,
             physical_block_bytes: physical.max(block_bytes).next_multiple_of(block_bytes),
@@ -95,6 +100,7 @@ impl Disk {
             read_only: opening.read_only,
             can_punch: true,
             failed: AtomicBool::new(false),
+            polled: AtomicBool::new(direct && opening.polled && queue::is_polled(&file)),
             syncs: AtomicU64::new(0),
             file,
         };
@@ -134,6 +140,15 @@ impl Disk {
     /// Whether a failed `io` leaves it unknown what is durable.
     pub(super) fn loses_trust(io: &Io) -> bool {
         io.op == Op::Flush || (io.op.is_write() && io.flags.contains(IoFlags::FUA))
+    }
+
+    /// Whether reads and writes may be polled for.
+    pub(super) fn is_polled(&self) -> bool {
+        self.polled.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_polled(&self, polled: bool) {
+        self.polled.store(polled, Ordering::Relaxed);
     }
 
     pub(super) fn allocate(&self, flags: FallocateFlags, at: u64, len: u64) -> io::Result<()> {
@@ -281,25 +296,4 @@ fn takes_blocks_of(file: &File, block_bytes: u32) -> bool {
     let len = usize::try_from(block_bytes).unwrap_or(usize::MAX);
     let Some(mut buf) = Buf::alloc(len) else { return false };
     file.read_at(&mut buf, u64::from(block_bytes)).is_ok()
-}
-
-fn sector_bytes(file: &File, is_block_device: bool) -> u32 {
-    if !is_block_device {
-        return 512;
-    }
-    rustix::fs::ioctl_blksszget(file).unwrap_or(512)
-}
-
-/// Whether a block device takes no writes. It can be opened for writing all the same; only the writes fail.
-fn is_write_protected(device: &File) -> io::Result<bool> {
-    /// `BLKROGET` of linux/fs.h.
-    const BLKROGET: libc::Ioctl = 0x125e;
-    let mut protected: libc::c_int = 0;
-    // SAFETY: this request writes one int, to where it is told.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &raw mut protected) };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(protected != 0) }
-}
-
-fn physical_bytes(file: &File) -> u32 {
-    rustix::fs::ioctl_blkpbszget(file).unwrap_or(4096)
 }

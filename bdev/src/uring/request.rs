@@ -67,6 +67,12 @@ impl Request {
         Ok(Self { io, disk: Arc::clone(disk), file, step, len_bytes, bounce, new_arena: None })
     }
 
+    /// Its device is not polled after all: for this I/O, which goes on by another ring, and for those to come.
+    pub(super) fn do_not_poll(&mut self) {
+        self.disk.set_polled(false);
+        self.file = FileRef::Descriptor(self.disk.fd());
+    }
+
     /// The arena of its buffer, if the ring did not know it.
     pub(super) fn take_new_arena(&mut self) -> Option<usize> {
         self.new_arena.take()

@@ -1,4 +1,6 @@
-//! One reactor's io_uring, shared by all its uring channels.
+//! One reactor's rings, shared by all its uring channels: the ordinary one, and beside it one whose reads and writes are
+//! polled for (`IORING_SETUP_IOPOLL`), made when the first channel to a device with polled queues is opened. Only enter
+//! calls find completions there, and nothing announces them: the core does not sleep over them.
 //!
 //! Invariants: a slot is free, or owns a [`Request`] of which the kernel has, or is about to get, exactly one submission
 //! with the slot's number as user data; a request's memory lives until its completion, whatever becomes of its channel;
@@ -57,10 +59,18 @@ pub(super) struct Ring {
     new_arena: Option<usize>,
     files: Vec<bool>,
     cancellations: usize,
+    /// Set on the polled ring: where I/Os go whose device turned out not to be polled.
+    fallback: Option<Rc<RefCell<Self>>>,
+    /// I/Os on their way there.
+    refused: Vec<(Request, Ended)>,
 }
 
-/// The reactor's ring as its service; made by the first uring channel.
-pub(super) struct RingService(RefCell<Option<Rc<RefCell<Ring>>>>);
+/// The reactor's rings as its service; each made by the first channel that needs it.
+#[derive(Default)]
+struct RingService {
+    ordinary: RefCell<Option<Rc<RefCell<Ring>>>>,
+    polled: RefCell<Option<Rc<RefCell<Ring>>>>,
+}
 
 /// Whether this process may use io_uring at all.
 pub(super) fn is_allowed() -> bool {
@@ -71,30 +81,42 @@ impl Ring {
     /// How many arenas the kernel knows by number.
     #[cfg(test)]
     pub(super) fn registered_arenas(cx: &Cx) -> usize {
-        let service = cx.service(|_| RingService(RefCell::new(None)));
-        let ring = service.0.borrow();
+        let service = cx.service(|_| RingService::default());
+        let ring = service.ordinary.borrow();
         ring.as_ref().map_or(0, |ring| ring.borrow().arenas.len())
     }
 
     /// The reactor's ring; its memory is brought up to date.
     pub(super) fn of(cx: &Cx) -> io::Result<Rc<RefCell<Self>>> {
-        let service = cx.service(|_| RingService(RefCell::new(None)));
-        if let Some(ring) = &*service.0.borrow() {
+        let service = cx.service(|_| RingService::default());
+        if let Some(ring) = &*service.ordinary.borrow() {
             ring.borrow_mut().register_arenas();
             return Ok(Rc::clone(ring));
         }
-        let ring = Rc::new(RefCell::new(Self::new()?));
+        let ring = Rc::new(RefCell::new(Self::new(build()?, None)));
         let fd = ring.borrow().uring.as_raw_fd();
         // SAFETY: the descriptor is the ring's, which outlives this call.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         cx.sleep_set().add(fd).map_err(io::Error::other)?;
         cx.add_poller("uring", Box::new(RingPoller(Rc::clone(&ring))));
-        *service.0.borrow_mut() = Some(Rc::clone(&ring));
+        *service.ordinary.borrow_mut() = Some(Rc::clone(&ring));
         Ok(ring)
     }
 
-    fn new() -> io::Result<Self> {
-        let uring = build()?;
+    /// The reactor's polled ring; its memory is brought up to date.
+    pub(super) fn polled(cx: &Cx) -> io::Result<Rc<RefCell<Self>>> {
+        let service = cx.service(|_| RingService::default());
+        if let Some(ring) = &*service.polled.borrow() {
+            ring.borrow_mut().register_arenas();
+            return Ok(Rc::clone(ring));
+        }
+        let ring = Rc::new(RefCell::new(Self::new(build_polled()?, Some(Self::of(cx)?))));
+        cx.add_poller("uring polled", Box::new(RingPoller(Rc::clone(&ring))));
+        *service.polled.borrow_mut() = Some(Rc::clone(&ring));
+        Ok(ring)
+    }
+
+    fn new(uring: IoUring, fallback: Option<Rc<RefCell<Self>>>) -> Self {
         let registers_files = uring.submitter().register_files_sparse(FILES_MAX).is_ok();
         let registers_memory = uring.submitter().register_buffers_sparse(ARENAS_MAX).is_ok();
         let mut ring = Self {
@@ -107,9 +129,11 @@ impl Ring {
             new_arena: None,
             files: if registers_files { vec![false; len(FILES_MAX)] } else { Vec::new() },
             cancellations: 0,
+            fallback,
+            refused: Vec::with_capacity(len(SLOTS)),
         };
         ring.register_arenas();
-        Ok(ring)
+        ring
     }
 
     /// Tells the kernel of all arenas there are. Pins them; a refusal (a limit on locked memory) only costs speed.
@@ -204,17 +228,21 @@ impl Ring {
         assert!(pushed.is_ok(), "there are no more slots than submission entries");
     }
 
+    fn is_polled(&self) -> bool {
+        self.fallback.is_some()
+    }
+
     /// I/Os and cancellations that the kernel has not answered.
     fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len() + self.cancellations
     }
 
-    /// Hands the kernel what is queued, and lets it do its deferred work.
+    /// Hands the kernel what is queued, and lets it do its deferred work or look at the polled devices.
     fn enter(&mut self) {
         let queue = self.uring.submission();
         let (waiting, deferred) = (queue.len(), queue.taskrun());
         drop(queue);
-        if waiting > 0 || deferred {
+        if waiting > 0 || deferred || self.is_polled() {
             let count = u32::try_from(waiting).unwrap_or(u32::MAX);
             // Interrupted or busy: what was not taken is offered again in the next turn.
             // SAFETY: no argument beside the numbers; what the entries refer to belongs to their slots.
@@ -224,7 +252,7 @@ impl Ring {
 
     /// One turn's work; returns how many completions there were.
     pub(super) fn turn(&mut self) -> usize {
-        if self.in_flight() == 0 {
+        if self.in_flight() == 0 && self.refused.is_empty() {
             return 0;
         }
         self.enter();
@@ -233,11 +261,23 @@ impl Ring {
         if let Some(base) = self.new_arena.take() {
             self.register_arena(base);
         }
+        self.pass_on_refused();
         count
+    }
+
+    fn pass_on_refused(&mut self) {
+        let Some(fallback) = &self.fallback else { return };
+        let mut fallback = fallback.borrow_mut();
+        while fallback.has_room()
+            && let Some((request, ended)) = self.refused.pop()
+        {
+            fallback.submit(request, &ended);
+        }
     }
 
     fn reap(&mut self) -> usize {
         let mut count = 0;
+        let is_polled = self.is_polled();
         for completion in self.uring.completion().take(REAP_MAX) {
             count += 1;
             if completion.user_data() == CANCELLATION {
@@ -249,6 +289,12 @@ impl Ring {
             let Some((request, _)) = &mut slot.request else {
                 unreachable!("a slot has one submission in the kernel")
             };
+            if is_polled && completion.result() == -libc::EOPNOTSUPP {
+                request.do_not_poll();
+                self.refused.extend(slot.request.take());
+                self.free.push(number);
+                continue;
+            }
             match request.advance(completion.result()) {
                 Next::Again => self.again.push(number),
                 Next::Ended(status) => {
@@ -270,8 +316,9 @@ impl Ring {
 impl Drop for Ring {
     /// The kernel reads and writes the requests' memory until it has completed them.
     fn drop(&mut self) {
+        self.drain_polled();
         let timeout = types::Timespec::new().sec(DRAIN_S_MAX);
-        while self.in_flight() > 0 {
+        while self.in_flight() > 0 && !self.is_polled() {
             let waited =
                 self.uring.submitter().submit_with_args(1, &types::SubmitArgs::new().timespec(&timeout));
             let timed_out = waited.is_err_and(|error| error.raw_os_error() == Some(libc::ETIME));
@@ -287,6 +334,29 @@ impl Drop for Ring {
             std::mem::forget(slot);
         }
     }
+}
+
+impl Ring {
+    /// A polled ring that is dropped: a wait in the kernel would not end before the last I/O, however long that takes.
+    #[expect(clippy::disallowed_methods, reason = "at the end of a reactor, when nothing else is to be done")]
+    fn drain_polled(&mut self) {
+        let pause = std::time::Duration::from_millis(1);
+        let mut pauses_left = DRAIN_S_MAX * 1000;
+        while self.is_polled() && self.in_flight() > 0 && pauses_left > 0 {
+            self.enter();
+            if self.reap() == 0 {
+                std::thread::sleep(pause);
+                pauses_left -= 1;
+            }
+        }
+    }
+}
+
+/// A ring that polls its devices.
+fn build_polled() -> io::Result<IoUring> {
+    let mut newer = IoUring::builder();
+    newer.setup_iopoll().setup_single_issuer().setup_submit_all().dontfork();
+    newer.build(ENTRIES).or_else(|_| IoUring::builder().setup_iopoll().dontfork().build(ENTRIES))
 }
 
 /// The cheapest kind of ring that this kernel offers and that wakes a sleeping core.
@@ -312,6 +382,8 @@ impl Poller for RingPoller {
     }
 
     fn rest(&mut self, _now: Tick) -> Rest {
-        if self.0.borrow_mut().uring.submission().is_empty() { Rest::UntilWoken } else { Rest::Never }
+        let mut ring = self.0.borrow_mut();
+        let is_awaited = ring.is_polled() && (ring.in_flight() > 0 || !ring.refused.is_empty());
+        if ring.uring.submission().is_empty() && !is_awaited { Rest::UntilWoken } else { Rest::Never }
     }
 }

@@ -195,6 +195,48 @@ fn hundreds_of_ios_come_back_once_each() {
 }
 
 #[test]
+fn a_device_that_is_not_polled_after_all_is_done_by_the_ordinary_ring() {
+    let file = TempFile::new("unpolled");
+    let (clock, _hand) = Clock::simulated();
+    let config = ReactorConfig { id: ReactorId(0), core: None, mode: PollMode::Busy, clock, seed: 1 };
+    let reactor = Reactor::new(&config).unwrap();
+    let bdev = Uring::new(options(&file.0, Engine::IoUring, 512)).unwrap();
+    assert_eq!(
+        bdev.driver_specific()["uring"]["iopoll"],
+        false,
+        "the tests' file system is on no polled device"
+    );
+    bdev.disk.set_polled(true);
+    let descriptor = Descriptor::unregistered(bdev.clone(), OpenMode::ReadWrite);
+    let channel = descriptor.channel(reactor.cx()).unwrap();
+    let mut bench = Bench { reactor, channel, bdev };
+    // Nor does the kernel poll for every write: the file system has more to do after some.
+    for op in [Op::Write, Op::Read] {
+        for tag in 0..200 {
+            let mut io = Io::boxed();
+            io.set(tag, op, IoFlags::NONE, Lba(tag), 1);
+            io.data.push(filled(512, if op == Op::Write { u8::try_from(tag).unwrap() } else { 255 }));
+            bench.channel.submit(io, Tick::ZERO).unwrap();
+        }
+        for io in bench.finish(200) {
+            assert_eq!(io.status, IoStatus::Success);
+            assert_eq!(u64::from(io.data.iter().next().unwrap()[0]), io.tag);
+        }
+    }
+    assert!(!bench.bdev.disk.is_polled());
+}
+
+#[test]
+fn polling_that_the_device_cannot_do_is_refused_by_name() {
+    let file = TempFile::new("iopoll");
+    for engine in ENGINES {
+        let wanted = UringOptions { iopoll: Some(true), ..options(&file.0, engine, 512) };
+        let error = Uring::new(wanted).unwrap_err().to_string();
+        assert!(error.contains("iopoll") && error.contains("nvme.poll_queues"), "{error}");
+    }
+}
+
+#[test]
 fn a_file_serves_one_writer_only() {
     let file = TempFile::new("locked");
     let first = Uring::new(options(&file.0, Engine::IoUring, 512)).unwrap();

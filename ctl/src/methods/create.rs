@@ -115,6 +115,9 @@ describe! {
         create_size_mib: Option<u64>,
         /// io_uring or threads. Default: io_uring where the kernel allows it.
         engine: Option<String>,
+        /// Whether reads and writes are polled for, by a ring of their own, instead of waiting for interrupts. Default:
+        /// where the device has polled queues.
+        iopoll: Option<bool>,
         /// Unmap and write zeroes are always done where the file system can.
         fallocate: Option<bool>,
         /// Without meaning here.

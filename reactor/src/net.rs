@@ -15,11 +15,13 @@
 mod group;
 mod listener;
 mod options;
+mod send_queue;
 mod socket;
 
 pub use group::{Interest, READY_MAX, Ready, SOCKETS_MAX, SocketGroup};
 pub use listener::TcpListener;
 pub use options::{Keepalive, SocketOptions};
+pub use send_queue::{PIECES_MAX, Pieces, SendQueue, SlotData};
 pub use socket::{IOV_MAX, TcpSocket};
 
 #[cfg(test)]

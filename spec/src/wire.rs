@@ -37,6 +37,69 @@ macro_rules! wire {
     };
 }
 
+/// An iSCSI header (RFC 7143, 11.2.1): what all headers have in common is not repeated. Fields of bytes 1 to 3; of 8 to 15;
+/// of 20 to 23; and those behind the sequence numbers, which a `request` has one of and a `response` one more.
+macro_rules! pdu {
+    ($(#[$m:meta])* pub struct $name:ident: request {
+        $($(#[$am:meta])* pub $a:ident @ $ao:literal : $at:ty),+;
+        $($(#[$bm:meta])* pub $b:ident @ $bo:literal : $bt:ty),+;
+        $($(#[$cm:meta])* pub $c:ident @ $co:literal : $ct:ty),+;
+        $($(#[$dm:meta])* pub $d:ident @ $dof:literal : $dt:ty),+ $(,)?
+    }) => {
+        wire! {
+            $(#[$m])*
+            pub struct $name[48] {
+                /// I bit and opcode.
+                pub opcode @ 0: u8,
+                $($(#[$am])* pub $a @ $ao: $at,)+
+                /// TotalAHSLength, in words of 4 bytes.
+                pub ahs_words @ 4: u8,
+                /// DataSegmentLength.
+                pub data_len @ 5: crate::iscsi::header::DataLen,
+                $($(#[$bm])* pub $b @ $bo: $bt,)+
+                /// Initiator Task Tag.
+                pub itt @ 16: zerocopy::big_endian::U32,
+                $($(#[$cm])* pub $c @ $co: $ct,)+
+                /// CmdSN.
+                pub cmd_sn @ 24: zerocopy::big_endian::U32,
+                /// ExpStatSN.
+                pub exp_stat_sn @ 28: zerocopy::big_endian::U32,
+                $($(#[$dm])* pub $d @ $dof: $dt,)+
+            }
+        }
+    };
+    ($(#[$m:meta])* pub struct $name:ident: response {
+        $($(#[$am:meta])* pub $a:ident @ $ao:literal : $at:ty),+;
+        $($(#[$bm:meta])* pub $b:ident @ $bo:literal : $bt:ty),+;
+        $($(#[$cm:meta])* pub $c:ident @ $co:literal : $ct:ty),+;
+        $($(#[$dm:meta])* pub $d:ident @ $dof:literal : $dt:ty),+ $(,)?
+    }) => {
+        wire! {
+            $(#[$m])*
+            pub struct $name[48] {
+                /// Opcode.
+                pub opcode @ 0: u8,
+                $($(#[$am])* pub $a @ $ao: $at,)+
+                /// TotalAHSLength, in words of 4 bytes.
+                pub ahs_words @ 4: u8,
+                /// DataSegmentLength.
+                pub data_len @ 5: crate::iscsi::header::DataLen,
+                $($(#[$bm])* pub $b @ $bo: $bt,)+
+                /// Initiator Task Tag; all ones where no request is answered.
+                pub itt @ 16: zerocopy::big_endian::U32,
+                $($(#[$cm])* pub $c @ $co: $ct,)+
+                /// StatSN.
+                pub stat_sn @ 24: zerocopy::big_endian::U32,
+                /// ExpCmdSN.
+                pub exp_cmd_sn @ 28: zerocopy::big_endian::U32,
+                /// MaxCmdSN.
+                pub max_cmd_sn @ 32: zerocopy::big_endian::U32,
+                $($(#[$dm])* pub $d @ $dof: $dt,)+
+            }
+        }
+    };
+}
+
 /// An enumerated value: named constants over an open integer, printed by name.
 macro_rules! codes {
     ($(#[$m:meta])* pub struct $name:ident(u8) { $($c:ident = $v:literal, $text:literal;)* }) => {

@@ -16,7 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("penstock-spec", &[]),
     ("penstock-reactor", &["penstock-spec"]),
     ("penstock-bdev", &["penstock-spec", "penstock-reactor"]),
-    ("penstock-nvme-tcp", &["penstock-spec"]),
+    ("penstock-nvme-tcp", &["penstock-spec", "penstock-reactor"]),
     ("penstock-scsi", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
     ("penstock-iscsi", &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-scsi"]),
     ("penstock-nvmf", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),

@@ -2,31 +2,17 @@
 
 use zerocopy::big_endian::{U32, U64};
 
-use super::header::DataLen;
-
-wire! {
+pdu! {
     /// SCSI Command (11.3).
-    pub struct ScsiCommandHdr[48] {
-        /// I bit and opcode.
-        pub opcode @ 0: u8,
+    pub struct ScsiCommandHdr: request {
         /// F, R, W and the task attribute: see [`ScsiCommandHdr::FINAL`] and the following.
         pub flags @ 1: u8,
         /// Zero.
-        pub rsvd2 @ 2: [u8; 2],
-        /// TotalAHSLength, in words of 4 bytes.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength: immediate data.
-        pub data_len @ 5: DataLen,
+        pub rsvd2 @ 2: [u8; 2];
         /// LUN.
-        pub lun @ 8: U64,
-        /// Initiator Task Tag.
-        pub itt @ 16: U32,
+        pub lun @ 8: U64;
         /// Expected Data Transfer Length, in bytes.
-        pub edtl @ 20: U32,
-        /// CmdSN.
-        pub cmd_sn @ 24: U32,
-        /// ExpStatSN.
-        pub exp_stat_sn @ 28: U32,
+        pub edtl @ 20: U32;
         /// CDB; a longer one goes on in an extended CDB AHS.
         pub cdb @ 32: [u8; 16],
     }
@@ -53,33 +39,19 @@ pub const AHS_EXTENDED_CDB: u8 = 1;
 /// AHSType of a bidirectional read's expected length (11.2.2.4).
 pub const AHS_BIDI_READ_LEN: u8 = 2;
 
-wire! {
+pdu! {
     /// SCSI Response (11.4).
-    pub struct ScsiResponseHdr[48] {
-        /// Opcode.
-        pub opcode @ 0: u8,
+    pub struct ScsiResponseHdr: response {
         /// 0x80 and the residual flags.
         pub flags @ 1: u8,
         /// iSCSI service response: 0 completed at the target, 1 target failure.
         pub response @ 2: u8,
         /// SCSI status.
-        pub status @ 3: u8,
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength: sense data with its length in front.
-        pub data_len @ 5: DataLen,
+        pub status @ 3: u8;
         /// Zero.
-        pub rsvd8 @ 8: U64,
-        /// Initiator Task Tag.
-        pub itt @ 16: U32,
+        pub rsvd8 @ 8: U64;
         /// SNACK Tag.
-        pub snack_tag @ 20: U32,
-        /// StatSN.
-        pub stat_sn @ 24: U32,
-        /// ExpCmdSN.
-        pub exp_cmd_sn @ 28: U32,
-        /// MaxCmdSN.
-        pub max_cmd_sn @ 32: U32,
+        pub snack_tag @ 20: U32;
         /// ExpDataSN: how many Data-In and R2T PDUs were sent for the command.
         pub exp_data_sn @ 36: U32,
         /// Residual count of a bidirectional read.
@@ -96,29 +68,17 @@ impl ScsiResponseHdr {
     pub const UNDERFLOW: u8 = 0x02;
 }
 
-wire! {
+pdu! {
     /// Task Management Function Request (11.5).
-    pub struct TaskMgmtReqHdr[48] {
-        /// I bit and opcode.
-        pub opcode @ 0: u8,
+    pub struct TaskMgmtReqHdr: request {
         /// 0x80 and the function.
         pub function @ 1: u8,
         /// Zero.
-        pub rsvd2 @ 2: [u8; 2],
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength.
-        pub data_len @ 5: DataLen,
+        pub rsvd2 @ 2: [u8; 2];
         /// LUN.
-        pub lun @ 8: U64,
-        /// Initiator Task Tag of this request.
-        pub itt @ 16: U32,
+        pub lun @ 8: U64;
         /// Referenced Task Tag: the task to be aborted.
-        pub ref_itt @ 20: U32,
-        /// CmdSN.
-        pub cmd_sn @ 24: U32,
-        /// ExpStatSN.
-        pub exp_stat_sn @ 28: U32,
+        pub ref_itt @ 20: U32;
         /// RefCmdSN: CmdSN of the task to be aborted.
         pub ref_cmd_sn @ 32: U32,
         /// ExpDataSN (reassign only).
@@ -150,33 +110,19 @@ impl TaskMgmtReqHdr {
     }
 }
 
-wire! {
+pdu! {
     /// Task Management Function Response (11.6).
-    pub struct TaskMgmtRespHdr[48] {
-        /// Opcode.
-        pub opcode @ 0: u8,
+    pub struct TaskMgmtRespHdr: response {
         /// 0x80.
         pub flags @ 1: u8,
         /// Response.
         pub response @ 2: TmfResponse,
         /// Zero.
-        pub rsvd3 @ 3: u8,
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength.
-        pub data_len @ 5: DataLen,
+        pub rsvd3 @ 3: u8;
         /// Zero.
-        pub rsvd8 @ 8: U64,
-        /// Initiator Task Tag.
-        pub itt @ 16: U32,
+        pub rsvd8 @ 8: U64;
         /// Zero.
-        pub rsvd20 @ 20: U32,
-        /// StatSN.
-        pub stat_sn @ 24: U32,
-        /// ExpCmdSN.
-        pub exp_cmd_sn @ 28: U32,
-        /// MaxCmdSN.
-        pub max_cmd_sn @ 32: U32,
+        pub rsvd20 @ 20: U32;
         /// Zero.
         pub rsvd36 @ 36: [u8; 12],
     }

@@ -38,33 +38,19 @@ wire! {
     }
 }
 
-wire! {
+pdu! {
     /// SCSI Data-In (11.7).
-    pub struct DataInHdr[48] {
-        /// Opcode.
-        pub opcode @ 0: u8,
+    pub struct DataInHdr: response {
         /// F, A, the residual flags and S.
         pub flags @ 1: u8,
         /// Zero.
         pub rsvd2 @ 2: u8,
         /// SCSI status, with S.
-        pub status @ 3: u8,
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength.
-        pub data_len @ 5: DataLen,
+        pub status @ 3: u8;
         /// LUN, with A.
-        pub lun @ 8: U64,
-        /// Initiator Task Tag.
-        pub itt @ 16: U32,
+        pub lun @ 8: U64;
         /// Target Transfer Tag, with A; else all ones.
-        pub ttt @ 20: U32,
-        /// StatSN, with S.
-        pub stat_sn @ 24: U32,
-        /// ExpCmdSN.
-        pub exp_cmd_sn @ 28: U32,
-        /// MaxCmdSN.
-        pub max_cmd_sn @ 32: U32,
+        pub ttt @ 20: U32;
         /// DataSN: number of the PDU among the command's Data-In and R2T PDUs.
         pub data_sn @ 36: U32,
         /// Offset of the data in the command's, in bytes.
@@ -85,31 +71,17 @@ impl DataInHdr {
     pub const STATUS: u8 = 0x01;
 }
 
-wire! {
+pdu! {
     /// Ready To Transfer (11.8).
-    pub struct R2tHdr[48] {
-        /// Opcode.
-        pub opcode @ 0: u8,
+    pub struct R2tHdr: response {
         /// 0x80.
         pub flags @ 1: u8,
         /// Zero.
-        pub rsvd2 @ 2: [u8; 2],
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength: zero.
-        pub data_len @ 5: DataLen,
+        pub rsvd2 @ 2: [u8; 2];
         /// LUN of the command.
-        pub lun @ 8: U64,
-        /// Initiator Task Tag.
-        pub itt @ 16: U32,
+        pub lun @ 8: U64;
         /// Target Transfer Tag.
-        pub ttt @ 20: U32,
-        /// The next StatSN.
-        pub stat_sn @ 24: U32,
-        /// ExpCmdSN.
-        pub exp_cmd_sn @ 28: U32,
-        /// MaxCmdSN.
-        pub max_cmd_sn @ 32: U32,
+        pub ttt @ 20: U32;
         /// R2TSN: number of the R2T among the command's.
         pub r2t_sn @ 36: U32,
         /// Offset of the data asked for, in bytes.

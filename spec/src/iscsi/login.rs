@@ -4,8 +4,6 @@ use core::fmt;
 
 use zerocopy::big_endian::{U16, U32, U64};
 
-use super::header::DataLen;
-
 /// Initiator session ID: the initiator's part of a session's name (11.12.5).
 #[derive(
     Clone,
@@ -71,35 +69,23 @@ impl Stage {
     }
 }
 
-wire! {
+pdu! {
     /// Login Request (11.12).
-    pub struct LoginReqHdr[48] {
-        /// I bit and opcode.
-        pub opcode @ 0: u8,
+    pub struct LoginReqHdr: request {
         /// T, C, CSG and NSG.
         pub flags @ 1: u8,
         /// The highest version that the initiator speaks.
         pub version_max @ 2: u8,
         /// The lowest one.
-        pub version_min @ 3: u8,
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength: text keys.
-        pub data_len @ 5: DataLen,
+        pub version_min @ 3: u8;
         /// ISID.
         pub isid @ 8: Isid,
         /// TSIH: zero for a new session.
-        pub tsih @ 14: U16,
-        /// Initiator Task Tag, the same in the whole login.
-        pub itt @ 16: U32,
+        pub tsih @ 14: U16;
         /// CID.
         pub cid @ 20: U16,
         /// Zero.
-        pub rsvd22 @ 22: U16,
-        /// CmdSN: the session's first.
-        pub cmd_sn @ 24: U32,
-        /// ExpStatSN.
-        pub exp_stat_sn @ 28: U32,
+        pub rsvd22 @ 22: U16;
         /// Zero.
         pub rsvd32 @ 32: [u8; 16],
     }
@@ -124,35 +110,21 @@ impl LoginReqHdr {
     }
 }
 
-wire! {
+pdu! {
     /// Login Response (11.13).
-    pub struct LoginRespHdr[48] {
-        /// Opcode.
-        pub opcode @ 0: u8,
+    pub struct LoginRespHdr: response {
         /// T, C, CSG and NSG.
         pub flags @ 1: u8,
         /// The highest version that the target speaks.
         pub version_max @ 2: u8,
         /// The version in use.
-        pub version_active @ 3: u8,
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength: text keys.
-        pub data_len @ 5: DataLen,
+        pub version_active @ 3: u8;
         /// ISID of the request.
         pub isid @ 8: Isid,
         /// TSIH: given with the last response.
-        pub tsih @ 14: U16,
-        /// Initiator Task Tag.
-        pub itt @ 16: U32,
+        pub tsih @ 14: U16;
         /// Zero.
-        pub rsvd20 @ 20: U32,
-        /// StatSN.
-        pub stat_sn @ 24: U32,
-        /// ExpCmdSN.
-        pub exp_cmd_sn @ 28: U32,
-        /// MaxCmdSN.
-        pub max_cmd_sn @ 32: U32,
+        pub rsvd20 @ 20: U32;
         /// Status-Class and Status-Detail.
         pub status @ 36: U16,
         /// Zero.

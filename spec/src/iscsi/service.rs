@@ -2,61 +2,33 @@
 
 use zerocopy::big_endian::{U16, U32, U64};
 
-use super::header::DataLen;
-
-wire! {
+pdu! {
     /// Text Request (11.10).
-    pub struct TextReqHdr[48] {
-        /// I bit and opcode.
-        pub opcode @ 0: u8,
+    pub struct TextReqHdr: request {
         /// F and C (0x40).
         pub flags @ 1: u8,
         /// Zero.
-        pub rsvd2 @ 2: [u8; 2],
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength.
-        pub data_len @ 5: DataLen,
+        pub rsvd2 @ 2: [u8; 2];
         /// LUN, as in the response whose tag it carries.
-        pub lun @ 8: U64,
-        /// Initiator Task Tag.
-        pub itt @ 16: U32,
+        pub lun @ 8: U64;
         /// Target Transfer Tag; all ones: a new exchange.
-        pub ttt @ 20: U32,
-        /// CmdSN.
-        pub cmd_sn @ 24: U32,
-        /// ExpStatSN.
-        pub exp_stat_sn @ 28: U32,
+        pub ttt @ 20: U32;
         /// Zero.
         pub rsvd32 @ 32: [u8; 16],
     }
 }
 
-wire! {
+pdu! {
     /// Text Response (11.11).
-    pub struct TextRespHdr[48] {
-        /// Opcode.
-        pub opcode @ 0: u8,
+    pub struct TextRespHdr: response {
         /// F and C (0x40).
         pub flags @ 1: u8,
         /// Zero.
-        pub rsvd2 @ 2: [u8; 2],
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength.
-        pub data_len @ 5: DataLen,
+        pub rsvd2 @ 2: [u8; 2];
         /// LUN.
-        pub lun @ 8: U64,
-        /// Initiator Task Tag.
-        pub itt @ 16: U32,
+        pub lun @ 8: U64;
         /// Target Transfer Tag: all ones with F.
-        pub ttt @ 20: U32,
-        /// StatSN.
-        pub stat_sn @ 24: U32,
-        /// ExpCmdSN.
-        pub exp_cmd_sn @ 28: U32,
-        /// MaxCmdSN.
-        pub max_cmd_sn @ 32: U32,
+        pub ttt @ 20: U32;
         /// Zero.
         pub rsvd36 @ 36: [u8; 12],
     }
@@ -65,121 +37,69 @@ wire! {
 /// C of a text PDU: the keys go on in the next one.
 pub const TEXT_CONTINUE: u8 = 0x40;
 
-wire! {
+pdu! {
     /// NOP-Out (11.18).
-    pub struct NopOutHdr[48] {
-        /// I bit and opcode.
-        pub opcode @ 0: u8,
+    pub struct NopOutHdr: request {
         /// 0x80.
         pub flags @ 1: u8,
         /// Zero.
-        pub rsvd2 @ 2: [u8; 2],
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength: ping data.
-        pub data_len @ 5: DataLen,
+        pub rsvd2 @ 2: [u8; 2];
         /// LUN.
-        pub lun @ 8: U64,
-        /// Initiator Task Tag; all ones: no answer wanted.
-        pub itt @ 16: U32,
+        pub lun @ 8: U64;
         /// Target Transfer Tag of the NOP-In that this answers; else all ones.
-        pub ttt @ 20: U32,
-        /// CmdSN.
-        pub cmd_sn @ 24: U32,
-        /// ExpStatSN.
-        pub exp_stat_sn @ 28: U32,
+        pub ttt @ 20: U32;
         /// Zero.
         pub rsvd32 @ 32: [u8; 16],
     }
 }
 
-wire! {
+pdu! {
     /// NOP-In (11.19).
-    pub struct NopInHdr[48] {
-        /// Opcode.
-        pub opcode @ 0: u8,
+    pub struct NopInHdr: response {
         /// 0x80.
         pub flags @ 1: u8,
         /// Zero.
-        pub rsvd2 @ 2: [u8; 2],
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength: the ping's data.
-        pub data_len @ 5: DataLen,
+        pub rsvd2 @ 2: [u8; 2];
         /// LUN.
-        pub lun @ 8: U64,
-        /// Initiator Task Tag of the NOP-Out that this answers; else all ones.
-        pub itt @ 16: U32,
+        pub lun @ 8: U64;
         /// Target Transfer Tag, where an answer is wanted; else all ones.
-        pub ttt @ 20: U32,
-        /// StatSN; not advanced where the Initiator Task Tag is all ones.
-        pub stat_sn @ 24: U32,
-        /// ExpCmdSN.
-        pub exp_cmd_sn @ 28: U32,
-        /// MaxCmdSN.
-        pub max_cmd_sn @ 32: U32,
+        pub ttt @ 20: U32;
         /// Zero.
         pub rsvd36 @ 36: [u8; 12],
     }
 }
 
-wire! {
+pdu! {
     /// Logout Request (11.14).
-    pub struct LogoutReqHdr[48] {
-        /// I bit and opcode.
-        pub opcode @ 0: u8,
+    pub struct LogoutReqHdr: request {
         /// 0x80 and the reason: 0 close the session, 1 close the connection, 2 remove it for recovery.
         pub reason @ 1: u8,
         /// Zero.
-        pub rsvd2 @ 2: [u8; 2],
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength.
-        pub data_len @ 5: DataLen,
+        pub rsvd2 @ 2: [u8; 2];
         /// Zero.
-        pub rsvd8 @ 8: U64,
-        /// Initiator Task Tag.
-        pub itt @ 16: U32,
+        pub rsvd8 @ 8: U64;
         /// CID of the connection to be closed.
         pub cid @ 20: U16,
         /// Zero.
-        pub rsvd22 @ 22: U16,
-        /// CmdSN.
-        pub cmd_sn @ 24: U32,
-        /// ExpStatSN.
-        pub exp_stat_sn @ 28: U32,
+        pub rsvd22 @ 22: U16;
         /// Zero.
         pub rsvd32 @ 32: [u8; 16],
     }
 }
 
-wire! {
+pdu! {
     /// Logout Response (11.15).
-    pub struct LogoutRespHdr[48] {
-        /// Opcode.
-        pub opcode @ 0: u8,
+    pub struct LogoutRespHdr: response {
         /// 0x80.
         pub flags @ 1: u8,
         /// Response: 0 closed, 1 no such CID, 2 recovery not supported, 3 cleanup failed.
         pub response @ 2: u8,
         /// Zero.
-        pub rsvd3 @ 3: u8,
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength.
-        pub data_len @ 5: DataLen,
+        pub rsvd3 @ 3: u8;
         /// Zero.
-        pub rsvd8 @ 8: U64,
-        /// Initiator Task Tag.
-        pub itt @ 16: U32,
+        pub rsvd8 @ 8: U64;
         /// Zero.
-        pub rsvd20 @ 20: U32,
-        /// StatSN.
-        pub stat_sn @ 24: U32,
-        /// ExpCmdSN.
-        pub exp_cmd_sn @ 28: U32,
-        /// MaxCmdSN.
-        pub max_cmd_sn @ 32: U32,
+        pub rsvd20 @ 20: U32;
         /// Zero.
         pub rsvd36 @ 36: U32,
         /// Time2Wait, in seconds.
@@ -191,31 +111,17 @@ wire! {
     }
 }
 
-wire! {
+pdu! {
     /// Asynchronous Message (11.9).
-    pub struct AsyncHdr[48] {
-        /// Opcode.
-        pub opcode @ 0: u8,
+    pub struct AsyncHdr: response {
         /// 0x80.
         pub flags @ 1: u8,
         /// Zero.
-        pub rsvd2 @ 2: [u8; 2],
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength: sense data and event data.
-        pub data_len @ 5: DataLen,
+        pub rsvd2 @ 2: [u8; 2];
         /// LUN of a SCSI event.
-        pub lun @ 8: U64,
-        /// All ones.
-        pub itt @ 16: U32,
+        pub lun @ 8: U64;
         /// Zero.
-        pub rsvd20 @ 20: U32,
-        /// StatSN.
-        pub stat_sn @ 24: U32,
-        /// ExpCmdSN.
-        pub exp_cmd_sn @ 28: U32,
-        /// MaxCmdSN.
-        pub max_cmd_sn @ 32: U32,
+        pub rsvd20 @ 20: U32;
         /// AsyncEvent.
         pub event @ 36: AsyncEvent,
         /// AsyncVCode.
@@ -244,33 +150,19 @@ codes! {
     }
 }
 
-wire! {
+pdu! {
     /// Reject (11.17); its data is the header that was rejected.
-    pub struct RejectHdr[48] {
-        /// Opcode.
-        pub opcode @ 0: u8,
+    pub struct RejectHdr: response {
         /// 0x80.
         pub flags @ 1: u8,
         /// Reason.
         pub reason @ 2: RejectReason,
         /// Zero.
-        pub rsvd3 @ 3: u8,
-        /// TotalAHSLength.
-        pub ahs_words @ 4: u8,
-        /// DataSegmentLength.
-        pub data_len @ 5: DataLen,
+        pub rsvd3 @ 3: u8;
         /// Zero.
-        pub rsvd8 @ 8: U64,
-        /// All ones.
-        pub itt @ 16: U32,
+        pub rsvd8 @ 8: U64;
         /// Zero.
-        pub rsvd20 @ 20: U32,
-        /// StatSN.
-        pub stat_sn @ 24: U32,
-        /// ExpCmdSN.
-        pub exp_cmd_sn @ 28: U32,
-        /// MaxCmdSN.
-        pub max_cmd_sn @ 32: U32,
+        pub rsvd20 @ 20: U32;
         /// DataSN or R2TSN, where the reason concerns data.
         pub data_sn @ 36: U32,
         /// Zero.

@@ -29,7 +29,7 @@ use zerocopy::FromBytes;
 
 use crate::command;
 use crate::error::QpairError;
-use crate::qpair::{Completion, Qpair, QpairConfig, QpairState, Rejected, Transfer, TxSlices};
+use crate::qpair::{Completion, Qpair, QpairConfig, QpairState, Rejected, Transfer};
 
 /// The most Asynchronous Event Requests that are kept outstanding.
 pub const AERS_MAX: u8 = 4;
@@ -219,7 +219,7 @@ impl Controller {
     }
 
     /// Bytes to be sent, as the pieces of one gathering write.
-    pub fn tx_slices(&self) -> TxSlices<'_, Box<[u8]>> {
+    pub fn tx_slices(&self) -> impl Iterator<Item = &[u8]> {
         self.qpair.tx_slices()
     }
 

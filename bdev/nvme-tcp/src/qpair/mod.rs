@@ -11,15 +11,13 @@
 
 mod rx;
 mod slot;
-mod tx;
 
 #[cfg(test)]
 mod tests;
 
-pub use tx::TxSlices;
-
 use std::collections::VecDeque;
 
+use penstock_reactor::net::SendQueue;
 use penstock_spec::nvme::{Cqe, Sqe, Status};
 use penstock_spec::nvme_tcp::header::PduFlags;
 use penstock_spec::nvme_tcp::{
@@ -32,8 +30,7 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32};
 
 use self::rx::Rx;
-use self::slot::{Slot, SlotState};
-use self::tx::TxQueue;
+use self::slot::{Slot, SlotState, Slots};
 use crate::digest::{Crc32c, crc32c};
 use crate::error::QpairError;
 use crate::payload::Payload;
@@ -209,11 +206,11 @@ pub struct Qpair<B> {
     maxh2cdata: u32,
     cntlid: u16,
     connect_slot: usize,
-    slots: Box<[Slot<B>]>,
+    slots: Slots<B>,
     free: Vec<u16>,
     done: VecDeque<u16>,
     h2c: VecDeque<H2cJob>,
-    tx: TxQueue,
+    tx: SendQueue,
     rx: Rx,
 }
 
@@ -226,10 +223,12 @@ impl<B: Payload> Qpair<B> {
         config.hpda = config.hpda.min(PDA_MAX);
         let depth = usize::from(config.depth);
         let pdus = depth + H2C_PDUS_QUEUED_MAX;
-        let mut tx =
-            TxQueue::new(pdus * PDU_INLINE_MAX + RESERVE_BYTES, pdus * PDU_SEGMENTS_MAX + RESERVE_SEGMENTS);
+        let mut tx = SendQueue::bounded(
+            pdus * PDU_INLINE_MAX + RESERVE_BYTES,
+            pdus * PDU_SEGMENTS_MAX + RESERVE_SEGMENTS,
+        );
         let asked = DigestFlags(0).with_hdgst(config.hdgst).with_ddgst(config.ddgst);
-        tx.push_inline(IcReq::new(config.hpda, asked, u32::from(config.maxr2t)).as_bytes());
+        tx.push(IcReq::new(config.hpda, asked, u32::from(config.maxr2t)).as_bytes());
         Self {
             state: QpairState::Initializing,
             rules: RxRules::before_init(Receiver::Host),
@@ -237,7 +236,7 @@ impl<B: Payload> Qpair<B> {
             maxh2cdata: 0,
             cntlid: config.cntlid,
             connect_slot: 0,
-            slots: (0..config.depth).map(Slot::new).collect(),
+            slots: Slots((0..config.depth).map(Slot::new).collect()),
             free: (0..config.depth).rev().collect(),
             done: VecDeque::with_capacity(depth),
             h2c: VecDeque::with_capacity(depth * usize::from(config.maxr2t)),
@@ -285,7 +284,7 @@ impl<B: Payload> Qpair<B> {
     #[inline]
     pub fn poll(&mut self) -> Option<Completion<B>> {
         let index = self.done.pop_front()?;
-        let slot = self.slots.get_mut(usize::from(index))?;
+        let slot = self.slots.0.get_mut(usize::from(index))?;
         assert!(slot.state == SlotState::Done, "only completed commands are in the completion queue");
         slot.state = SlotState::Free;
         self.free.push(index);
@@ -294,9 +293,9 @@ impl<B: Payload> Qpair<B> {
 
     /// Reports that the first `n` bytes of [`Self::tx_slices`] are out of the driver's hands for good.
     pub fn tx_consume(&mut self, n: usize) {
-        let (slots, done) = (&mut self.slots, &mut self.done);
-        self.tx.consume(n, |index| {
-            let Some(slot) = slots.get_mut(index) else { return };
+        let (slots, done) = (&mut self.slots.0, &mut self.done);
+        self.tx.sent(n, |index| {
+            let Some(slot) = slots.get_mut(usize::from(index)) else { return };
             slot.tx_refs -= 1;
             if slot.tx_refs == 0 && slot.state == SlotState::Draining {
                 slot.state = SlotState::Done;
@@ -322,9 +321,9 @@ impl<B: Payload> Qpair<B> {
         if let Some(done) = self.poll() {
             return Some(done);
         }
-        self.tx.clear();
+        self.tx.clear(|_| ());
         self.h2c.clear();
-        for slot in &mut self.slots {
+        for slot in &mut self.slots.0 {
             if matches!(slot.state, SlotState::Active | SlotState::Draining) {
                 if slot.state == SlotState::Active {
                     slot.cqe = Cqe::new(slot.cid, 0, Status::ABORTED_BY_HOST);
@@ -339,8 +338,8 @@ impl<B: Payload> Qpair<B> {
 
     /// The bytes to be sent, in order, as the pieces of one gathering write. They stay where they are until
     /// [`Self::tx_consume`] takes them.
-    pub fn tx_slices(&self) -> TxSlices<'_, B> {
-        TxSlices::new(&self.tx, &self.slots)
+    pub fn tx_slices(&self) -> impl Iterator<Item = &[u8]> {
+        self.tx.pieces(&self.slots)
     }
 
     /// How many bytes [`Self::tx_slices`] has, in all.
@@ -371,13 +370,13 @@ impl<B: Payload> Qpair<B> {
     /// Commands outstanding or not polled yet.
     #[must_use]
     pub fn outstanding(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.0.len() - self.free.len()
     }
 
     /// The most commands outstanding.
     #[must_use]
     pub fn depth(&self) -> usize {
-        self.slots.len()
+        self.slots.0.len()
     }
 
     /// In-capsule data that a write may carry, in bytes.
@@ -394,7 +393,7 @@ impl<B: Payload> Qpair<B> {
         user: u64,
         payload: Option<B>,
     ) -> u16 {
-        let Some(slot) = self.slots.get_mut(usize::from(index)) else { return index };
+        let Some(slot) = self.slots.0.get_mut(usize::from(index)) else { return index };
         assert!(slot.state == SlotState::Free, "a slot of the free list is free");
         let generation = (slot.cid >> SLOT_BITS) + 1;
         let generation = if generation == GENERATIONS { 0 } else { generation };
@@ -405,7 +404,7 @@ impl<B: Payload> Qpair<B> {
 
     /// Queues the command capsule; in-capsule data comes from the slot's payload or from `copied`.
     fn push_capsule(&mut self, mut sqe: Sqe, index: usize, copied: Option<&[u8]>) {
-        let Some(slot) = self.slots.get_mut(index) else { return };
+        let Some(slot) = self.slots.0.get_mut(index) else { return };
         let (hdgst, ddgst) = (self.rules.hdgst, self.rules.ddgst);
         let psh_end = PduType::CAPSULE_CMD.hlen() + if hdgst { 4 } else { 0 };
         let len = slot.transfer.len_bytes();
@@ -427,12 +426,12 @@ impl<B: Payload> Qpair<B> {
         }
         match copied {
             Some(bytes) => {
-                self.tx.push_inline(bytes);
+                self.tx.push(bytes);
                 if ddgst {
-                    self.tx.push_inline(&crc32c(bytes).to_le_bytes());
+                    self.tx.push(&crc32c(bytes).to_le_bytes());
                 }
             }
-            None => push_data(&mut self.tx, slot, index, 0, len, ddgst),
+            None => push_data(&mut self.tx, slot, 0, len, ddgst),
         }
     }
 
@@ -443,7 +442,7 @@ impl<B: Payload> Qpair<B> {
             if !self.tx.has_room(reserve, RESERVE_SEGMENTS + PDU_SEGMENTS_MAX) {
                 return;
             }
-            let Some(slot) = self.slots.get_mut(job.slot) else { return };
+            let Some(slot) = self.slots.0.get_mut(job.slot) else { return };
             let len = job.len.min(self.maxh2cdata);
             let last = len == job.len;
             let (hdgst, ddgst) = (self.rules.hdgst, self.rules.ddgst);
@@ -461,7 +460,7 @@ impl<B: Payload> Qpair<B> {
                 ..H2cDataHdr::default()
             };
             push_header(&mut self.tx, hdr.as_bytes(), hdgst, pdo);
-            push_data(&mut self.tx, slot, job.slot, job.off, len, ddgst);
+            push_data(&mut self.tx, slot, job.off, len, ddgst);
             job.off += len;
             job.len -= len;
             if last {
@@ -498,7 +497,7 @@ impl<B: Payload> Qpair<B> {
 
     /// The Connect is through: the queue pair is live or closed.
     fn connected(&mut self, cqe: &Cqe) -> Result<(), QpairError> {
-        if let Some(slot) = self.slots.get_mut(self.connect_slot) {
+        if let Some(slot) = self.slots.0.get_mut(self.connect_slot) {
             slot.state = SlotState::Free;
             self.free.push(slot.cid & SLOT_MASK);
         }
@@ -521,7 +520,7 @@ impl<B: Payload> Qpair<B> {
         if self.state == QpairState::Connecting && index == self.connect_slot {
             return self.connected(&cqe);
         }
-        let Some(slot) = self.slots.get_mut(index) else { return Ok(()) };
+        let Some(slot) = self.slots.0.get_mut(index) else { return Ok(()) };
         if let (Transfer::Read(len), true) = (slot.transfer, cqe.status().is_success()) {
             if slot.ddgst_failed {
                 cqe = Cqe::new(slot.cid, cqe.sqhd.get(), Status::TRANSIENT_TRANSPORT_ERROR);
@@ -550,8 +549,8 @@ impl<B: Payload> Qpair<B> {
             let header = header.get(..header.len().min(TERM_DATA_MAX)).unwrap_or_default();
             let term = TermReqHdr::new(PduType::H2C_TERM_REQ, pdu_error, header.len());
             if self.tx.has_room(TermReqHdr::LEN + header.len(), 1) {
-                self.tx.push_inline(term.as_bytes());
-                self.tx.push_inline(header);
+                self.tx.push(term.as_bytes());
+                self.tx.push(header);
             }
         }
         self.h2c.clear();
@@ -560,35 +559,28 @@ impl<B: Payload> Qpair<B> {
 }
 
 /// Queues a header with its digest and the padding up to `pdo` (0: no data follows).
-fn push_header(tx: &mut TxQueue, header: &[u8], hdgst: bool, pdo: u32) {
+fn push_header(tx: &mut SendQueue, header: &[u8], hdgst: bool, pdo: u32) {
     const ZEROES: [u8; 128] = [0; 128];
-    tx.push_inline(header);
+    tx.push(header);
     let mut end = header.len();
     if hdgst {
-        tx.push_inline(&crc32c(header).to_le_bytes());
+        tx.push(&crc32c(header).to_le_bytes());
         end += DIGEST_LEN;
     }
     let pad = usize::try_from(pdo).unwrap_or(0).saturating_sub(end);
     if pad > 0 {
-        tx.push_inline(ZEROES.get(..pad).unwrap_or_default());
+        tx.push(ZEROES.get(..pad).unwrap_or_default());
     }
 }
 
 /// Queues a range of a slot's payload and its digest.
-fn push_data<B: Payload>(
-    tx: &mut TxQueue,
-    slot: &mut Slot<B>,
-    index: usize,
-    off: u32,
-    len: u32,
-    ddgst: bool,
-) {
-    let (Ok(off), Ok(len)) = (usize::try_from(off), usize::try_from(len)) else { return };
+fn push_data<B: Payload>(tx: &mut SendQueue, slot: &mut Slot<B>, off: u32, len: u32, ddgst: bool) {
     slot.tx_refs += 1;
-    tx.push_payload(index, off, len);
+    tx.push_data(slot.cid & SLOT_MASK, off, len, true);
     if !ddgst {
         return;
     }
+    let (Ok(off), Ok(len)) = (usize::try_from(off), usize::try_from(len)) else { return };
     let mut crc = Crc32c::new();
     let (mut at, end) = (off, off + len);
     while let Some(chunk) = slot.payload.as_ref().map(|p| p.chunk(at)).filter(|c| !c.is_empty() && at < end) {
@@ -596,5 +588,5 @@ fn push_data<B: Payload>(
         crc.update(chunk);
         at += chunk.len();
     }
-    tx.push_inline(&crc.finish().to_le_bytes());
+    tx.push(&crc.finish().to_le_bytes());
 }

@@ -99,7 +99,7 @@ impl<B: Payload> Qpair<B> {
             return None;
         }
         let off = self.rx.off;
-        let payload = self.slots.get_mut(self.rx.slot)?.payload.as_mut()?;
+        let payload = self.slots.0.get_mut(self.rx.slot)?.payload.as_mut()?;
         let chunk = payload.chunk_mut(off);
         let len = chunk.len().min(left);
         chunk.get_mut(..len)
@@ -116,7 +116,7 @@ impl<B: Payload> Qpair<B> {
         let Step::Data { left } = self.rx.step else { return Ok(()) };
         assert!(n <= left, "{n} bytes received directly where {left} were asked for");
         if self.rx.ddgst {
-            let slot = self.slots.get(self.rx.slot);
+            let slot = self.slots.0.get(self.rx.slot);
             let chunk = slot.and_then(|s| s.payload.as_ref()).map(|p| p.chunk(self.rx.off));
             self.rx.crc.update(chunk.and_then(|c| c.get(..n)).unwrap_or_default());
         }
@@ -227,7 +227,7 @@ impl<B: Payload> Qpair<B> {
         let cid = r2t.cccid.get();
         let index = self.active(cid, offset::CCCID)?;
         let maxr2t = self.config.maxr2t;
-        let Some(slot) = self.slots.get_mut(index) else { return Ok(()) };
+        let Some(slot) = self.slots.0.get_mut(index) else { return Ok(()) };
         let (off, len) = (r2t.r2to.get(), r2t.r2tl.get());
         let Transfer::Write(total) = slot.transfer else { return Err(wrong_cid(cid)) };
         if slot.in_capsule {
@@ -250,7 +250,7 @@ impl<B: Payload> Qpair<B> {
         data.check(hdr)?;
         let cid = data.cccid.get();
         let index = self.active(cid, offset::CCCID)?;
-        let Some(slot) = self.slots.get_mut(index) else { return Ok(()) };
+        let Some(slot) = self.slots.0.get_mut(index) else { return Ok(()) };
         let (off, len) = (data.datao.get(), data.datal.get());
         let Transfer::Read(total) = slot.transfer else { return Err(wrong_cid(cid)) };
         let in_range = off.checked_add(len).is_some_and(|end| end <= total);
@@ -283,7 +283,7 @@ impl<B: Payload> Qpair<B> {
 
     fn recv_data<'a>(&mut self, left: usize, bytes: &'a [u8]) -> Result<&'a [u8], QpairError> {
         let (now, rest) = bytes.split_at(left.min(bytes.len()));
-        let payload = self.slots.get_mut(self.rx.slot).and_then(|s| s.payload.as_mut());
+        let payload = self.slots.0.get_mut(self.rx.slot).and_then(|s| s.payload.as_mut());
         let mut from = now;
         let mut at = self.rx.off;
         if let Some(payload) = payload {
@@ -330,7 +330,7 @@ impl<B: Payload> Qpair<B> {
             return Ok(rest);
         }
         if u32::from_le_bytes(self.rx.digest) != self.rx.crc.finish()
-            && let Some(slot) = self.slots.get_mut(self.rx.slot)
+            && let Some(slot) = self.slots.0.get_mut(self.rx.slot)
         {
             slot.ddgst_failed = true;
         }
@@ -342,7 +342,7 @@ impl<B: Payload> Qpair<B> {
     fn data_done(&mut self) -> Result<(), QpairError> {
         self.rx.step = Step::Header;
         let (index, len) = (self.rx.slot, self.rx.data_left);
-        let Some(slot) = self.slots.get_mut(index) else { return Ok(()) };
+        let Some(slot) = self.slots.0.get_mut(index) else { return Ok(()) };
         slot.moved_bytes += u32::try_from(len).unwrap_or(0);
         if !(self.rx.last && self.rx.success) {
             return Ok(());
@@ -356,7 +356,7 @@ impl<B: Payload> Qpair<B> {
     fn active(&self, cid: u16, fei: u32) -> Result<usize, QpairError> {
         let index = usize::from(cid & SLOT_MASK);
         let waits = |slot: &Slot<B>| slot.state == SlotState::Active && slot.cid == cid;
-        if self.slots.get(index).is_some_and(waits) {
+        if self.slots.0.get(index).is_some_and(waits) {
             return Ok(index);
         }
         Err(PduError::Field { name: "CID", fei, value: u32::from(cid) }.into())

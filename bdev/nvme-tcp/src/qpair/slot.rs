@@ -1,8 +1,10 @@
 //! The place of one command.
 
+use penstock_reactor::net::SlotData;
 use penstock_spec::nvme::Cqe;
 
 use super::Transfer;
+use crate::payload::Payload;
 
 /// Where a command is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,5 +59,17 @@ impl<B> Slot<B> {
             cqe: Cqe::default(),
             payload: None,
         }
+    }
+}
+
+/// The slots of a queue pair, as its send queue sees them.
+#[derive(Debug)]
+pub(super) struct Slots<B>(pub(super) Box<[Slot<B>]>);
+
+impl<B: Payload> SlotData for Slots<B> {
+    #[inline]
+    fn bytes_from(&self, slot: u16, at: u32) -> &[u8] {
+        let payload = self.0.get(usize::from(slot)).and_then(|slot| slot.payload.as_ref());
+        payload.map_or(&[], |payload| payload.chunk(usize::try_from(at).unwrap_or(usize::MAX)))
     }
 }

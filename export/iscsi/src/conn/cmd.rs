@@ -12,6 +12,7 @@
 //! the owner of the logical unit; TransferOut: the socket.
 
 use penstock_bdev::{Io, Sg};
+use penstock_reactor::net::SlotData;
 use penstock_scsi::{LuId, Task};
 
 /// Where a command is.
@@ -124,8 +125,13 @@ impl Cmd {
     /// Bytes of its data for the initiator.
     #[inline]
     pub(crate) fn out(&self, at: u32, len: u32) -> Option<&[u8]> {
-        let (from, to) = (at as usize, (at as usize).checked_add(len as usize)?);
-        self.blocks.iter().next()?.get(from..to)
+        self.out_from(at)?.get(..len as usize)
+    }
+
+    /// As [`Self::out`], all that is there from `at` on.
+    #[inline]
+    fn out_from(&self, at: u32) -> Option<&[u8]> {
+        self.blocks.iter().next()?.get(at as usize..)
     }
 
     /// Room for data from the initiator, cut to what is wanted.
@@ -175,6 +181,13 @@ impl CmdId {
 pub(crate) struct Slab {
     cmds: Vec<Cmd>,
     free: Vec<u16>,
+}
+
+impl SlotData for Slab {
+    #[inline]
+    fn bytes_from(&self, slot: u16, at: u32) -> &[u8] {
+        self.get(slot).and_then(|cmd| cmd.out_from(at)).unwrap_or_default()
+    }
 }
 
 impl Slab {

@@ -12,7 +12,6 @@ mod command;
 mod reply;
 mod service;
 mod tmf;
-mod tx;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod bench;
@@ -24,6 +23,7 @@ use std::net::SocketAddr;
 use penstock_bdev::Io;
 use penstock_reactor::Tick;
 use penstock_reactor::mem::Buf;
+use penstock_reactor::net::SendQueue;
 use penstock_scsi::{Control, LuId, Nexus};
 use penstock_spec::iscsi::header::AHS_LEN_MAX;
 use penstock_spec::iscsi::{BHS_LEN, Bhs, BhsError, CheckedBhs, DIGEST_LEN, Opcode, RejectReason, pad_len};
@@ -31,7 +31,6 @@ use zerocopy::FromBytes;
 
 pub(crate) use cmd::{CmdId, CmdState, Slab};
 pub(crate) use tmf::ReplyTo;
-pub(crate) use tx::{PIECES_MAX, TxQueue};
 
 use crate::digest::{digest, padded_digest};
 use crate::login::{Directory, Login};
@@ -160,7 +159,7 @@ pub(crate) struct Conn {
     text_ttt: u32,
     /// Keys of a text request that go on in the next PDU.
     text_in: Vec<u8>,
-    pub(crate) tx: TxQueue,
+    pub(crate) tx: SendQueue,
     slab: Slab,
     /// Commands that the bdevs have.
     out: u32,
@@ -199,7 +198,7 @@ impl Conn {
             text_out: Vec::new(),
             text_ttt: 0,
             text_in: Vec::new(),
-            tx: TxQueue::default(),
+            tx: SendQueue::default(),
             slab: Slab::default(),
             out: 0,
             tmfs: tmf::Tmfs::default(),
@@ -477,7 +476,7 @@ impl Conn {
     /// Ends the connection: what waits is dropped, what the bdevs have comes back by itself.
     pub(crate) fn close<S: Sink>(&mut self, sink: &mut S) {
         self.state = ConnState::Closed;
-        self.tx.clear();
+        self.tx.clear(|_| ());
         self.stalled = None;
         self.leftover = Vec::new();
         let used: Vec<(u16, CmdState)> = self.slab.used().map(|(slot, cmd)| (slot, cmd.state)).collect();

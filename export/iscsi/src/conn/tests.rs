@@ -9,6 +9,7 @@
 use std::io::IoSlice;
 
 use penstock_bdev::IoStatus;
+use penstock_reactor::net::PIECES_MAX;
 use penstock_spec::iscsi::header::{FINAL, IMMEDIATE};
 use penstock_spec::iscsi::{
     DataInHdr, DataLen, DataOutHdr, R2tHdr, ScsiCommandHdr, ScsiResponseHdr, TAG_NONE,

@@ -5,11 +5,11 @@ use std::net::Shutdown;
 
 use penstock_bdev::Io;
 use penstock_reactor::Tick;
-use penstock_reactor::net::Ready;
+use penstock_reactor::net::{PIECES_MAX, Ready};
 
 use super::admit::key_of;
 use super::{DONE_BUDGET, Group, LISTENERS_MAX};
-use crate::conn::{CmdId, ConnState, PIECES_MAX};
+use crate::conn::{CmdId, ConnState};
 
 /// How long a connection that ends may take to send what it has and to be closed by its peer, in nanoseconds.
 const CLOSE_GRACE_NS: u64 = 1_000_000_000;

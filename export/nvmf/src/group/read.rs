@@ -5,14 +5,13 @@ use std::net::Shutdown;
 
 use penstock_bdev::{Io, IoStatus};
 use penstock_reactor::Tick;
-use penstock_reactor::net::Ready;
+use penstock_reactor::net::{PIECES_MAX, Ready};
 use penstock_spec::nvme::Status;
 
 use super::admit::key_of;
 use super::{DONE_BUDGET, Group, LISTENERS_MAX, RX_TURN_BYTES};
 use crate::qpair::Link;
 use crate::status;
-use crate::tcp::PIECES_MAX;
 use crate::tcp::conn::ConnState;
 use crate::tcp::req::{Dir, ReqId, ReqKind};
 

@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 
 use penstock_bdev::Io;
 use penstock_reactor::mem::Buf;
+use penstock_reactor::net::SendQueue;
 use penstock_spec::nvme::sgl::TcpSgl;
 use penstock_spec::nvme::{Sqe, Status};
 use penstock_spec::nvme_tcp::term::TermReqHdr;
@@ -26,7 +27,6 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::digest::digest;
 use super::params::{C2hSuccess, TcpParams};
 use super::pdu_rx::{Frame, Pdu, Phase, Rx, frame};
-use super::pdu_tx::TxQueue;
 use super::req::{Dir, Req, ReqId, ReqState, Slab};
 use crate::io_cmd::Transfer;
 
@@ -112,7 +112,7 @@ pub(crate) struct Conn<L> {
     success: bool,
     rx: Rx,
     /// What is to be sent.
-    pub(crate) tx: TxQueue,
+    pub(crate) tx: SendQueue,
     slab: Slab,
     /// Requests that the bdev has.
     out: u32,
@@ -143,7 +143,7 @@ impl<L> Conn<L> {
             flow_control: true,
             success: false,
             rx: Rx::new(),
-            tx: TxQueue::default(),
+            tx: SendQueue::default(),
             slab: Slab::new(1),
             out: 0,
             r2t_left: 0,

@@ -14,12 +14,12 @@ use penstock_spec::nvme_tcp::{
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32};
 
-use super::PIECES_MAX;
 use super::conn::{Conn, ConnState, Exec, Sink};
 use super::digest::digest;
 use super::params::TcpParams;
 use super::req::{Dir, Req, ReqId, ReqKind, ReqState};
 use crate::io_cmd::Transfer;
+use penstock_reactor::net::PIECES_MAX;
 
 /// Entries of the queue: few, so that it is full often.
 const DEPTH: u16 = 4;

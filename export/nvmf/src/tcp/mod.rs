@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   bytes ──► Conn::receive ── capsule ──► Sink::judge ──► buffer ──► (R2T, H2CData) ──► Sink::execute
-//!   bytes ◄── TxQueue::gather ◄── headers, payload by reference ◄── Conn::respond ◄── completion
+//!   bytes ◄── SendQueue::gather ◄── headers, payload by reference ◄── Conn::respond ◄── completion
 //! ```
 //!
 //! A [`Conn`](conn::Conn) knows PDUs, digests, slots and buffers. What a command means is its `Sink`'s affair.
@@ -13,11 +13,9 @@ mod digest;
 pub mod fuzzing;
 mod params;
 mod pdu_rx;
-mod pdu_tx;
 pub(crate) mod req;
 
 pub use params::{C2hSuccess, TcpParams};
-pub(crate) use pdu_tx::PIECES_MAX;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -16,6 +16,7 @@
 //! the controller; Held: an event of the controller; TransferOut: the socket.
 
 use penstock_bdev::Io;
+use penstock_reactor::net::SlotData;
 use penstock_spec::nvme::Sqe;
 
 /// Where a request is.
@@ -119,8 +120,13 @@ impl Req {
     /// Bytes `at..at + len` of its data, where they lie in one buffer.
     #[inline]
     pub(crate) fn data(&self, at: u32, len: u32) -> Option<&[u8]> {
-        let (from, to) = (at as usize, (at as usize).checked_add(len as usize)?);
-        self.io.as_ref()?.data.iter().next()?.get(from..to)
+        self.data_from(at)?.get(..len as usize)
+    }
+
+    /// As [`Self::data`], all that is there from `at` on.
+    #[inline]
+    fn data_from(&self, at: u32) -> Option<&[u8]> {
+        self.io.as_ref()?.data.iter().next()?.get(at as usize..)
     }
 
     /// As [`Self::data`], to write to.
@@ -167,6 +173,13 @@ pub(crate) struct Slab {
     free: Vec<u16>,
     /// One bit per CID in use.
     cids: Box<[u64]>,
+}
+
+impl SlotData for Slab {
+    #[inline]
+    fn bytes_from(&self, slot: u16, at: u32) -> &[u8] {
+        self.get(slot).and_then(|req| req.data_from(at)).unwrap_or_default()
+    }
 }
 
 impl Slab {

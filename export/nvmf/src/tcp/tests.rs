@@ -19,10 +19,11 @@ use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::conn::{Conn, ConnState, Exec, Sink};
+use super::digest::digest;
 use super::params::{C2hSuccess, TcpParams};
 use super::req::{Dir, Req, ReqId, ReqKind, ReqState};
-use super::{PIECES_MAX, digest::digest};
 use crate::io_cmd::Transfer;
+use penstock_reactor::net::PIECES_MAX;
 
 /// Everything behind a connection: a store by LBA, with completions when the test wants them.
 struct Store {

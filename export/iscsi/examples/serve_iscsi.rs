@@ -23,7 +23,9 @@ use penstock_bdev::null::Null;
 use penstock_bdev::reservation::{PersistedReservations, ReservationStore, Reservations};
 use penstock_bdev::{Bdev, Descriptor, OpenMode};
 use penstock_iscsi::Sessions;
-use penstock_iscsi::config::{InitiatorGroup, IscsiOptions, PortalGroup, TargetConfig};
+use penstock_iscsi::config::{
+    InitiatorGroup, IscsiOptions, LunConfig, PortalGroup, TRANSFER_BYTES_MAX, TargetConfig,
+};
 use penstock_iscsi::group::{Common, GroupCell, Peers};
 use penstock_iscsi::host::LuHost;
 use penstock_reactor::{Clock, PollMode, Reactor, ReactorConfig, ReactorId};
@@ -87,21 +89,16 @@ fn main() {
     };
     let name = "iqn.2026-11.io.penstock:serve";
     let mut lu = LuConfig::new(LuId(1), Descriptor::unregistered(bdev, OpenMode::ReadWrite), name);
-    lu.limits = Limits { transfer_bytes_max: 4 << 20, ..Limits::default() };
+    lu.limits = Limits { transfer_bytes_max: TRANSFER_BYTES_MAX, ..Limits::default() };
     let owner = LuOwner::new(
         Arc::new(lu),
         Rc::new(RefCell::new(Reservations::default())),
         Rc::new(RefCell::new(InMemory::default())),
     );
-    let target = Arc::new(TargetConfig {
-        name: name.parse().unwrap(),
-        alias: String::new(),
-        maps: vec![(
-            PortalGroup { tag: 1, portals: vec![addr] },
-            InitiatorGroup { tag: 1, initiators: vec![None], netmasks: vec![None] },
-        )],
-        luns: vec![(0, LuId(1))],
-    });
+    let portals = PortalGroup { tag: 1, portals: vec![addr], private: false };
+    let maps = vec![(portals, InitiatorGroup::any(1))];
+    let luns = vec![LunConfig::new(0, LuId(1))];
+    let target = Arc::new(TargetConfig::new(name.parse().unwrap(), maps, luns));
     for (index, reactor) in started.iter().enumerate() {
         let common = common.clone();
         reactor.handle.send(move |cx| drop(GroupCell::start(cx, common, index).unwrap())).unwrap();

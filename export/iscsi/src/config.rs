@@ -1,14 +1,31 @@
 //! What is configured, as immutable snapshots that reactors share.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use penstock_reactor::mem::BUF_BYTES_MAX;
 use penstock_scsi::LuId;
 use penstock_spec::iscsi::IscsiName;
+
+use crate::auth::AuthPolicy;
 
 /// Target nodes of one process at most.
 pub const TARGETS_MAX: usize = 1024;
 /// Portals at most.
 pub const PORTALS_MAX: usize = 256;
+/// Portal groups, initiator groups and authentication groups at most, of each.
+pub const GROUPS_MAX: usize = 1024;
+/// Initiators, and networks, of one initiator group at most.
+pub const INITIATORS_MAX: usize = 1024;
+/// Secrets of one authentication group at most.
+pub const SECRETS_MAX: usize = 1024;
+/// Maps of one target node at most.
+pub const MAPS_MAX: usize = 256;
+/// Bytes that one command moves at most: it has one buffer.
+pub const TRANSFER_BYTES_MAX: u32 = 1 << 20;
+
+const _: () = assert!(TRANSFER_BYTES_MAX as usize <= BUF_BYTES_MAX, "a command's data fit into a buffer");
 
 /// Settings of the target, the same on all reactors; names as in SPDK's `iscsi_set_options` where it has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +52,8 @@ pub struct IscsiOptions {
     pub nop_timeout: u16,
     /// How long a login may take, in seconds.
     pub login_timeout: u16,
+    /// Sessions of the process at most.
+    pub max_sessions: u32,
     /// Bytes in data buffers that the connections of one reactor may hold at once.
     pub buffer_bytes_max: u64,
     /// Connections of one reactor at most.
@@ -57,6 +76,7 @@ impl Default for IscsiOptions {
             nop_in_interval: 30,
             nop_timeout: 60,
             login_timeout: 15,
+            max_sessions: 4096,
             buffer_bytes_max: 256 << 20,
             connections_max: 4096,
             half_open_max: 512,
@@ -69,23 +89,52 @@ const _: () = {
     assert!(defaults, "FirstBurstLength is at most MaxBurstLength");
 };
 
+/// One line of an initiator group: whom it is about, and whether they may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InitiatorRule {
+    /// The name; [`None`] is any.
+    pub name: Option<IscsiName>,
+    /// They may not.
+    pub deny: bool,
+}
+
+impl InitiatorRule {
+    /// Any initiator may come.
+    pub const ANY: Self = Self { name: None, deny: false };
+}
+
 /// Which initiators may come from where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InitiatorGroup {
     /// Its tag.
     pub tag: u32,
-    /// Names; [`None`] is any.
-    pub initiators: Vec<Option<IscsiName>>,
+    /// Names; the first that fits counts.
+    pub initiators: Vec<InitiatorRule>,
     /// Networks; [`None`] is any.
     pub netmasks: Vec<Option<Netmask>>,
 }
 
 impl InitiatorGroup {
+    /// Any initiator from anywhere.
+    #[must_use]
+    pub fn any(tag: u32) -> Self {
+        Self { tag, initiators: vec![InitiatorRule::ANY], netmasks: vec![None] }
+    }
+
+    /// Whether an initiator of that name and address is one of it; `None`: the group does not name it.
+    #[must_use]
+    pub fn verdict(&self, name: &IscsiName, addr: IpAddr) -> Option<bool> {
+        let rule = self.initiators.iter().find(|rule| rule.name.is_none_or(|known| known == *name))?;
+        if rule.deny {
+            return Some(false);
+        }
+        self.netmasks.iter().any(|mask| mask.is_none_or(|mask| mask.contains(addr))).then_some(true)
+    }
+
     /// Whether an initiator of that name and address is one of it.
     #[must_use]
     pub fn admits(&self, name: &IscsiName, addr: IpAddr) -> bool {
-        self.initiators.iter().any(|known| known.is_none_or(|known| known == *name))
-            && self.netmasks.iter().any(|mask| mask.is_none_or(|mask| mask.contains(addr)))
+        self.verdict(name, addr) == Some(true)
     }
 }
 
@@ -119,6 +168,50 @@ pub struct PortalGroup {
     pub tag: u16,
     /// Addresses listened on.
     pub portals: Vec<SocketAddr>,
+    /// Discovery does not tell of it: initiators get there by redirection.
+    pub private: bool,
+}
+
+/// A logical unit of a target node.
+#[derive(Debug, Clone)]
+pub struct LunConfig {
+    /// LOGICAL UNIT NUMBER: 0..=16383.
+    pub lun: u16,
+    /// Which.
+    pub lu: LuId,
+    /// Only initiators of these groups see it; empty: all do.
+    pub seen_by: Vec<Arc<InitiatorGroup>>,
+}
+
+impl LunConfig {
+    /// A logical unit that every initiator of the target sees.
+    #[must_use]
+    pub fn new(lun: u16, lu: LuId) -> Self {
+        Self { lun, lu, seen_by: Vec::new() }
+    }
+
+    /// Whether that initiator sees it.
+    #[must_use]
+    pub fn is_seen_by(&self, name: &IscsiName, addr: IpAddr) -> bool {
+        self.seen_by.is_empty() || self.seen_by.iter().any(|group| group.admits(name, addr))
+    }
+}
+
+/// Authentication of discovery sessions.
+#[derive(Debug, Clone, Default)]
+pub struct DiscoveryConfig {
+    /// Where a portal group says nothing else.
+    pub auth: AuthPolicy,
+    /// By portal group.
+    pub by_portal_group: BTreeMap<u16, AuthPolicy>,
+}
+
+impl DiscoveryConfig {
+    /// What holds at a portal group.
+    #[must_use]
+    pub fn auth_at(&self, tpgt: u16) -> &AuthPolicy {
+        self.by_portal_group.get(&tpgt).unwrap_or(&self.auth)
+    }
 }
 
 /// A target node as of one generation.
@@ -131,14 +224,41 @@ pub struct TargetConfig {
     /// Portal groups with the initiators that they serve, the first match counts.
     pub maps: Vec<(PortalGroup, InitiatorGroup)>,
     /// LUNs and their logical units, in order.
-    pub luns: Vec<(u16, LuId)>,
+    pub luns: Vec<LunConfig>,
+    /// Who has to prove what.
+    pub auth: AuthPolicy,
+    /// Commands of one session under way at most; the options' limit holds too.
+    pub queue_depth: u16,
+    /// Sessions without header digests are refused.
+    pub header_digest: bool,
+    /// Sessions without data digests are refused.
+    pub data_digest: bool,
+    /// Where logins at a portal group are sent, by its tag.
+    pub redirects: BTreeMap<u16, SocketAddr>,
 }
 
 impl TargetConfig {
-    /// Whether that initiator may log in at that portal group.
+    /// A target that asks nobody for anything.
+    #[must_use]
+    pub fn new(name: IscsiName, maps: Vec<(PortalGroup, InitiatorGroup)>, luns: Vec<LunConfig>) -> Self {
+        Self {
+            name,
+            alias: String::new(),
+            maps,
+            luns,
+            auth: AuthPolicy::default(),
+            queue_depth: u16::MAX,
+            header_digest: false,
+            data_digest: false,
+            redirects: BTreeMap::new(),
+        }
+    }
+
+    /// Whether that initiator may log in at that portal group: the first map of it that names the initiator counts.
     #[must_use]
     pub fn admits(&self, tpgt: u16, name: &IscsiName, addr: IpAddr) -> bool {
-        self.maps.iter().any(|(portals, group)| portals.tag == tpgt && group.admits(name, addr))
+        let mut maps = self.maps.iter().filter(|(portals, _)| portals.tag == tpgt);
+        maps.find_map(|(_, group)| group.verdict(name, addr)).unwrap_or(false)
     }
 
     /// Portals that the initiator is shown, with their tags.
@@ -147,15 +267,17 @@ impl TargetConfig {
         name: &'a IscsiName,
         addr: IpAddr,
     ) -> impl Iterator<Item = (u16, SocketAddr)> + 'a {
-        let maps = self.maps.iter().filter(move |(_, group)| group.admits(name, addr));
-        maps.flat_map(|(portals, _)| portals.portals.iter().map(|addr| (portals.tag, *addr)))
+        let first = |at: usize, tag: u16| !self.maps.iter().take(at).any(|(portals, _)| portals.tag == tag);
+        let maps = self.maps.iter().enumerate().filter(move |(at, (portals, _))| {
+            !portals.private && first(*at, portals.tag) && self.admits(portals.tag, name, addr)
+        });
+        maps.flat_map(|(_, (portals, _))| portals.portals.iter().map(|addr| (portals.tag, *addr)))
     }
 
-    /// Relative target port identifier of a portal group: its place among the target's, from 1.
+    /// Relative target port identifier of a portal group: its tag.
     #[must_use]
     pub fn port_of(&self, tpgt: u16) -> u16 {
-        let at = self.maps.iter().position(|(portals, _)| portals.tag == tpgt).unwrap_or(0);
-        u16::try_from(at).unwrap_or(0).saturating_add(1)
+        tpgt
     }
 }
 
@@ -173,5 +295,28 @@ mod tests {
         assert!(has(&any4, "192.0.2.1") && !has(&any4, "2001:db8::1"));
         let host6 = Netmask { addr: "2001:db8::1".parse().unwrap(), prefix: 128 };
         assert!(has(&host6, "2001:db8::1") && !has(&host6, "2001:db8::2"));
+    }
+
+    #[test]
+    fn the_first_rule_that_names_an_initiator_counts() {
+        let (good, bad): (IscsiName, IscsiName) =
+            ("iqn.2026-11.h:good".parse().unwrap(), "iqn.2026-11.h:bad".parse().unwrap());
+        let addr = "192.0.2.1".parse().unwrap();
+        let but = InitiatorGroup {
+            tag: 1,
+            initiators: vec![InitiatorRule { name: Some(bad), deny: true }, InitiatorRule::ANY],
+            netmasks: vec![None],
+        };
+        let portals =
+            PortalGroup { tag: 1, portals: vec!["192.0.2.9:3260".parse().unwrap()], private: false };
+        let maps = vec![(portals.clone(), but), (portals.clone(), InitiatorGroup::any(2))];
+        let mut target = TargetConfig::new("iqn.2026-11.t:1".parse().unwrap(), maps, Vec::new());
+        assert!(target.admits(1, &good, addr) && !target.admits(1, &bad, addr));
+        assert!(!target.admits(2, &good, addr));
+        assert_eq!(target.portals_for(&good, addr).count(), 1);
+        assert_eq!(target.portals_for(&bad, addr).count(), 0);
+        target.maps[0].0.private = true;
+        target.maps[1].0.private = true;
+        assert_eq!(target.portals_for(&good, addr).count(), 0);
     }
 }

@@ -16,10 +16,12 @@
 //! Sessions have one connection each: MaxConnections is negotiated to 1, ErrorRecoveryLevel to 0.
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod config;
 pub mod group;
 pub mod host;
 
+mod chap;
 mod conn;
 mod digest;
 mod login;

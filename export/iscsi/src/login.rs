@@ -1,11 +1,13 @@
 //! Login (RFC 7143, section 6 and 11.12): a machine from the first request to the full feature phase.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use penstock_spec::iscsi::text::{self, Pair};
 use penstock_spec::iscsi::{IscsiName, LoginReqHdr, LoginStatus, Stage};
 
+use crate::auth::AuthPolicy;
+use crate::chap::{CHALLENGE_LEN, Chap, is_auth_key};
 use crate::config::{IscsiOptions, TargetConfig};
 use crate::negotiate::{Operational, Say, is_operational};
 use crate::sessions::SessionKey;
@@ -25,6 +27,12 @@ pub(crate) trait Directory {
     fn options(&self) -> &IscsiOptions;
     /// Whether there is a session of that name with that TSIH.
     fn has_session(&self, key: &SessionKey, tsih: u16) -> bool;
+    /// What is asked of those who want to discover at a portal group.
+    fn discovery_auth(&self, tpgt: u16) -> AuthPolicy;
+    /// Whether there is room for one more session, which may take the place of one of the same name.
+    fn has_room(&self, key: &SessionKey) -> bool;
+    /// An identifier and a challenge that nobody can foresee; `None` when there is no randomness.
+    fn random(&self) -> Option<[u8; CHALLENGE_LEN + 1]>;
 }
 
 /// What is to be answered to a request.
@@ -54,6 +62,8 @@ pub(crate) struct Login {
     pub(crate) agreed: Operational,
     declared: bool,
     identified: bool,
+    auth: Option<Chap>,
+    redirect: Option<SocketAddr>,
 }
 
 impl Login {
@@ -72,6 +82,8 @@ impl Login {
             agreed: Operational::default(),
             declared: false,
             identified: false,
+            auth: None,
+            redirect: None,
         }
     }
 
@@ -79,6 +91,22 @@ impl Login {
     pub(crate) fn key(&self, tpgt: u16) -> Option<SessionKey> {
         let target = self.target.as_ref().map(|target| target.name);
         Some(SessionKey { initiator: self.initiator?, isid: self.hdr.isid, target, tpgt })
+    }
+
+    /// The command window of the session.
+    pub(crate) fn window(&self, options: &IscsiOptions) -> u16 {
+        let ours = self.target.as_ref().map_or(u16::MAX, |target| target.queue_depth);
+        options.max_queue_depth.min(ours).max(1)
+    }
+
+    /// The keys that go with the status of a login that is refused: where the target is now.
+    pub(crate) fn refusal_keys(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        if let Some(addr) = self.redirect {
+            // Without the tag of the portal group (RFC 7143, 13.8).
+            say(&mut out, "TargetAddress", &addr.to_string());
+        }
+        out
     }
 
     /// Handles a request that came in at portal group `tpgt` from `addr`.
@@ -93,6 +121,7 @@ impl Login {
         addr: IpAddr,
         directory: &impl Directory,
     ) -> Result<Answer, LoginStatus> {
+        let first = self.stage.is_none();
         let csg = self.check_header(hdr)?;
         if self.text.len() + data.len() > TEXT_BYTES_MAX {
             return Err(LoginStatus::OUT_OF_RESOURCES);
@@ -106,10 +135,22 @@ impl Login {
         let pairs: Vec<Pair<'_>> =
             text::pairs(&keys).collect::<Result<_, _>>().map_err(|_| LoginStatus::INITIATOR_ERROR)?;
         self.identify(&pairs, tpgt, addr, directory, &mut out)?;
+        if csg == Stage::Security {
+            let auth = self.auth.as_mut().ok_or(LoginStatus::TARGET_ERROR)?;
+            auth.request(&pairs, || directory.random(), &mut out)?;
+        } else if first {
+            self.auth.as_ref().ok_or(LoginStatus::TARGET_ERROR)?.leave()?;
+        }
         for pair in &pairs {
             self.key_value(*pair, csg, directory.options(), &mut out)?;
         }
-        let transit = hdr.flags & LoginReqHdr::TRANSIT != 0;
+        // Until the initiator has proved itself there is no next stage, whatever it asks for.
+        let wants = hdr.flags & LoginReqHdr::TRANSIT != 0;
+        let transit =
+            wants && !(csg == Stage::Security && self.auth.as_ref().is_some_and(Chap::is_under_way));
+        if transit && csg == Stage::Security {
+            self.auth.as_ref().ok_or(LoginStatus::TARGET_ERROR)?.leave()?;
+        }
         let next = if transit { hdr.nsg().ok_or(LoginStatus::INVALID_REQUEST)? } else { csg };
         if csg == Stage::Operational && !self.declared {
             self.declared = true;
@@ -121,9 +162,24 @@ impl Login {
         let done = next == Stage::FullFeature;
         if done {
             self.agreed.finish();
+            self.check_end(tpgt, directory)?;
         }
         let transit_bits = if transit { LoginReqHdr::TRANSIT | next.bits() } else { 0 };
         Ok(Answer { flags: transit_bits | (csg.bits() << 2), text: out, done })
+    }
+
+    /// What holds only when everything is negotiated.
+    fn check_end(&self, tpgt: u16, directory: &impl Directory) -> Result<(), LoginStatus> {
+        if let Some(target) = &self.target {
+            let lacks_header = target.header_digest && !self.agreed.header_digest;
+            if lacks_header || (target.data_digest && !self.agreed.data_digest) {
+                return Err(LoginStatus::INITIATOR_ERROR);
+            }
+        }
+        match self.key(tpgt).is_some_and(|key| directory.has_room(&key)) {
+            true => Ok(()),
+            false => Err(LoginStatus::OUT_OF_RESOURCES),
+        }
     }
 
     fn check_header(&mut self, hdr: &LoginReqHdr) -> Result<Stage, LoginStatus> {
@@ -187,12 +243,19 @@ impl Login {
             if !target.admits(tpgt, &initiator, addr) {
                 return Err(LoginStatus::AUTHORIZATION_FAILURE);
             }
+            self.redirect = target.redirects.get(&tpgt).copied();
+            if self.redirect.is_some() {
+                return Err(LoginStatus::MOVED_TEMPORARILY);
+            }
             self.target_name = Some(wanted.to_owned());
             if !target.alias.is_empty() {
                 say(out, "TargetAlias", &target.alias);
             }
+            self.auth = Some(Chap::new(target.auth.clone()));
             self.target = Some(target);
             say(out, "TargetPortalGroupTag", &tpgt.to_string());
+        } else {
+            self.auth = Some(Chap::new(directory.discovery_auth(tpgt)));
         }
         let tsih = self.hdr.tsih.get();
         if tsih != 0 {
@@ -222,13 +285,8 @@ impl Login {
         }
         match key {
             "InitiatorName" | "InitiatorAlias" | "TargetName" | "SessionType" => return Ok(()),
-            "AuthMethod" if csg == Stage::Security => {
-                if value.split(',').any(|offer| offer == "None") {
-                    say(out, key, "None");
-                    return Ok(());
-                }
-                return Err(LoginStatus::AUTHENTICATION_FAILURE);
-            }
+            // The authentication has seen to them.
+            _ if is_auth_key(key) && csg == Stage::Security => return Ok(()),
             _ => {}
         }
         if !is_operational(key) || csg != Stage::Operational {
@@ -240,6 +298,14 @@ impl Login {
             say(out, key, "NotUnderstood");
             return Ok(());
         }
+        let required = self.target.as_ref().is_some_and(|target| match key {
+            "HeaderDigest" => target.header_digest,
+            "DataDigest" => target.data_digest,
+            _ => false,
+        });
+        // Of what the initiator would take, the one that the target insists on.
+        let insisted = required && value.split(',').any(|offer| offer == "CRC32C");
+        let pair = if insisted { Pair { key, value: "CRC32C" } } else { pair };
         match self.agreed.take(pair, options, self.discovery) {
             Say::Value(value) => say(out, key, &value),
             Say::Nothing => {}

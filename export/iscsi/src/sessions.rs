@@ -76,6 +76,12 @@ impl Sessions {
         table.by_key.get(key).is_some_and(|(_, info)| info.tsih == tsih)
     }
 
+    /// Whether there is room for a session of that name among `max`.
+    pub(crate) fn has_room(&self, key: &SessionKey, max: u32) -> bool {
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.by_key.contains_key(key) || u32::try_from(table.by_key.len()).is_ok_and(|len| len < max)
+    }
+
     /// Forgets a session, unless another has taken its place.
     pub(crate) fn leave(&self, key: &SessionKey, place: Place) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -21,7 +21,9 @@ use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use super::*;
-use crate::config::{InitiatorGroup, IscsiOptions, PortalGroup, TargetConfig};
+use crate::auth::AuthPolicy;
+use crate::chap::CHALLENGE_LEN;
+use crate::config::{InitiatorGroup, IscsiOptions, LunConfig, PortalGroup, TargetConfig};
 
 pub(super) const BLOCK: usize = 512;
 const BLOCKS: usize = 8192;
@@ -45,6 +47,7 @@ impl ReservationStore for NoStore {
 pub(super) struct Bench {
     pub(super) options: IscsiOptions,
     pub(super) target: Arc<TargetConfig>,
+    pub(super) discovery: AuthPolicy,
     pub(super) owner: LuOwner,
     pub(super) disk: Vec<u8>,
     pub(super) ios: VecDeque<(u16, Box<Io>)>,
@@ -61,16 +64,16 @@ impl Bench {
             Null::new("Null0", Uuid::from_u128(7), BLOCKS as u64, BLOCK as u32).unwrap();
         let lu = LuConfig::new(LuId(1), Descriptor::unregistered(bdev, OpenMode::ReadWrite), TARGET);
         let reservations = Rc::new(RefCell::new(Reservations::default()));
-        let any = InitiatorGroup { tag: 1, initiators: vec![None], netmasks: vec![None] };
-        let portals = PortalGroup { tag: 1, portals: vec!["127.0.0.1:3260".parse().unwrap()] };
+        let portals =
+            PortalGroup { tag: 1, portals: vec!["127.0.0.1:3260".parse().unwrap()], private: false };
+        let maps = vec![(portals, InitiatorGroup::any(1))];
+        let luns = vec![LunConfig::new(0, LuId(1))];
+        let mut target = TargetConfig::new(TARGET.parse().unwrap(), maps, luns);
+        target.alias = "a disk".to_owned();
         Self {
             options: IscsiOptions { max_queue_depth: 8, ..IscsiOptions::default() },
-            target: Arc::new(TargetConfig {
-                name: TARGET.parse().unwrap(),
-                alias: "a disk".to_owned(),
-                maps: vec![(portals, any)],
-                luns: vec![(0, LuId(1))],
-            }),
+            target: Arc::new(target),
+            discovery: AuthPolicy::default(),
             owner: LuOwner::new(Arc::new(lu), reservations, Rc::new(RefCell::new(NoStore))),
             disk: vec![0; BLOCK * BLOCKS],
             ios: VecDeque::new(),
@@ -111,6 +114,18 @@ impl Directory for Bench {
     fn has_session(&self, _: &SessionKey, tsih: u16) -> bool {
         tsih == 1
     }
+
+    fn discovery_auth(&self, _: u16) -> AuthPolicy {
+        self.discovery.clone()
+    }
+
+    fn has_room(&self, _: &SessionKey) -> bool {
+        self.options.max_sessions > 0
+    }
+
+    fn random(&self) -> Option<[u8; CHALLENGE_LEN + 1]> {
+        Some([0xc5; CHALLENGE_LEN + 1])
+    }
 }
 
 impl Sink for Bench {
@@ -150,7 +165,7 @@ impl Sink for Bench {
         (1, key.target.map(|_| nexus))
     }
 
-    fn send_targets(&self, _: &SessionKey, _: SocketAddr, _: Option<&str>) -> Vec<u8> {
+    fn send_targets(&self, _: &SessionKey, _: (SocketAddr, SocketAddr), _: Option<&str>) -> Vec<u8> {
         format!("TargetName={TARGET}\0TargetAddress=127.0.0.1:3260,1\0").repeat(100).into_bytes()
     }
 

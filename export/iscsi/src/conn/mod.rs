@@ -26,7 +26,9 @@ use penstock_reactor::mem::Buf;
 use penstock_reactor::net::SendQueue;
 use penstock_scsi::{Control, LuId, Nexus};
 use penstock_spec::iscsi::header::AHS_LEN_MAX;
-use penstock_spec::iscsi::{BHS_LEN, Bhs, BhsError, CheckedBhs, DIGEST_LEN, Opcode, RejectReason, pad_len};
+use penstock_spec::iscsi::{
+    BHS_LEN, Bhs, BhsError, CheckedBhs, DIGEST_LEN, LoginStatus, Opcode, RejectReason, pad_len,
+};
 use zerocopy::FromBytes;
 
 pub(crate) use cmd::{CmdId, CmdState, Slab};
@@ -67,7 +69,8 @@ pub(crate) trait Sink: Directory {
     /// A login has succeeded: the session's TSIH, and its nexus unless it is for discovery.
     fn begin_session(&mut self, conn: u32, key: &SessionKey, addr: SocketAddr) -> (u16, Option<Nexus>);
     /// What there is to be discovered: the answer to SendTargets, of one target or of all.
-    fn send_targets(&self, key: &SessionKey, addr: SocketAddr, only: Option<&str>) -> Vec<u8>;
+    /// The initiator's address and ours come with it.
+    fn send_targets(&self, key: &SessionKey, ends: (SocketAddr, SocketAddr), only: Option<&str>) -> Vec<u8>;
     /// Time.
     fn now(&self) -> Tick;
 }
@@ -138,8 +141,13 @@ struct Numbers {
 #[derive(Debug)]
 pub(crate) struct Conn {
     id: u32,
+    /// The initiator's address.
     pub(crate) addr: SocketAddr,
+    /// Ours.
+    pub(crate) local: SocketAddr,
     pub(crate) tpgt: u16,
+    /// Why its login was refused.
+    pub(crate) refused: Option<LoginStatus>,
     state: ConnState,
     login: Option<Box<Login>>,
     pub(crate) key: Option<SessionKey>,
@@ -180,7 +188,9 @@ impl Conn {
         Self {
             id,
             addr,
+            local: addr,
             tpgt,
+            refused: None,
             state: ConnState::Login,
             login: Some(Box::new(Login::new())),
             key: None,
@@ -213,6 +223,11 @@ impl Conn {
     /// Where it is in its life.
     pub(crate) fn state(&self) -> ConnState {
         self.state
+    }
+
+    /// Its connection identifier.
+    pub(crate) fn cid(&self) -> u16 {
+        self.cid
     }
 
     /// Its slots.

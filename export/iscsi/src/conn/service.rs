@@ -51,13 +51,13 @@ impl Conn {
         let Some(mut login) = self.login.take() else { return };
         self.cid = hdr.cid.get();
         self.numbers.exp_cmd_sn = hdr.cmd_sn.get();
-        let window = sink.options().max_queue_depth.max(1);
         let outcome = login.request(hdr, data, self.tpgt, self.addr.ip(), sink);
         self.key = login.key(self.tpgt);
         let (answer, status) = match outcome {
             Ok(answer) => (answer, LoginStatus::SUCCESS),
-            Err(status) => (Answer::default(), status),
+            Err(status) => (Answer { text: login.refusal_keys(), ..Answer::default() }, status),
         };
+        let window = login.window(sink.options());
         if answer.done
             && let Some(key) = &self.key
         {
@@ -77,6 +77,7 @@ impl Conn {
             self.login = None;
             self.state = ConnState::Full;
         } else if status != LoginStatus::SUCCESS {
+            self.refused = Some(status);
             tracing::debug!(peer = %self.addr, %status, "an iSCSI login is refused");
             self.end();
         }
@@ -182,12 +183,14 @@ impl Conn {
             let pair = pair.ok()?;
             match (pair.key, pair.value) {
                 ("SendTargets", "All") if key.target.is_none() => {
-                    out.extend(sink.send_targets(&key, self.addr, None));
+                    out.extend(sink.send_targets(&key, (self.addr, self.local), None));
                 }
                 // In a normal session the empty name is the session's own target, and no other is told.
                 ("SendTargets", "All") => say(&mut out, "SendTargets", "Reject"),
                 ("SendTargets", "") => match key.target {
-                    Some(name) => out.extend(sink.send_targets(&key, self.addr, Some(name.as_str()))),
+                    Some(name) => {
+                        out.extend(sink.send_targets(&key, (self.addr, self.local), Some(name.as_str())))
+                    }
                     None => say(&mut out, "SendTargets", "Reject"),
                 },
                 ("SendTargets", name) => {
@@ -195,7 +198,7 @@ impl Conn {
                     if other {
                         say(&mut out, "SendTargets", "Reject");
                     } else {
-                        out.extend(sink.send_targets(&key, self.addr, Some(name)));
+                        out.extend(sink.send_targets(&key, (self.addr, self.local), Some(name)));
                     }
                 }
                 ("MaxRecvDataSegmentLength", _) => {

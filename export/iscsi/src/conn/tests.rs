@@ -455,7 +455,10 @@ fn discovery_tells_targets_over_as_many_pdus_as_they_need() {
         sent = host.send(Bhs { ttt: sent.bhs.ttt, ..request }, &[]).remove(0);
     }
     text.extend(sent.data);
-    assert_eq!(text, host.bench.send_targets(&host.conn.key.unwrap(), host.conn.addr, None));
+    assert_eq!(
+        text,
+        host.bench.send_targets(&host.conn.key.unwrap(), (host.conn.addr, host.conn.local), None)
+    );
     // A discovery session has no logical units.
     assert_eq!(host.command(READ, 512, &rw10(0x28, 0, 1), &[])[0].opcode(), Opcode::REJECT);
 }

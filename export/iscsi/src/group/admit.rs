@@ -15,8 +15,8 @@ use crate::sessions::Place;
 /// Connections accepted per turn.
 const ACCEPT_BUDGET: usize = 64;
 /// How long initiators have for a logout that they are asked for, in seconds.
-const LOGOUT_SECONDS: u16 = 3;
-const SECOND_NS: u64 = 1_000_000_000;
+pub(super) const LOGOUT_SECONDS: u16 = 3;
+pub(super) const SECOND_NS: u64 = 1_000_000_000;
 
 /// The key of a connection in the socket group.
 pub(super) fn key_of(index: u32) -> u32 {
@@ -153,6 +153,7 @@ impl Group {
             self.dirty.reserve(self.entries.len());
         }
         if let Err(error) = added {
+            self.core.stats.refused += 1;
             self.free.push(index);
             self.core.common.peers.add_load(self.core.index, false);
             tracing::debug!(%error, "a connection is refused");
@@ -163,9 +164,12 @@ impl Group {
         if let Some(serial) = self.core.serials.get_mut(index as usize) {
             *serial = self.serial;
         }
+        self.core.stats.accepted += 1;
+        let mut conn = Conn::new(index, peer, tpgt);
+        conn.local = sock.local_addr().unwrap_or(conn.local);
         let entry = Entry {
             sock,
-            conn: Conn::new(index, peer, tpgt),
+            conn,
             serial: self.serial,
             deadline,
             half_open: true,
@@ -187,6 +191,7 @@ impl Group {
             return;
         }
         entry.gone = true;
+        self.core.stats.note_refusal(entry.conn.refused);
         if std::mem::take(&mut entry.half_open) {
             self.half_open = self.half_open.saturating_sub(1);
         }
@@ -224,17 +229,23 @@ impl Group {
         for at in 0..self.listeners.len() {
             self.close_listener(at);
         }
-        let grace = self.core.now.plus_ns(u64::from(LOGOUT_SECONDS) * SECOND_NS);
         for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
-            let Some(entry) = self.entry_mut(index) else { continue };
-            if entry.conn.state() == ConnState::Full {
-                entry.conn.push_logout_request(LOGOUT_SECONDS);
-                entry.winding_up = true;
-                entry.deadline = grace;
-                self.touch(index);
-            } else {
-                self.close(index);
-            }
+            self.wind_up(index);
+        }
+    }
+
+    /// Asks the initiator of a session to log out, and ends the session if it does not; ends what is none yet.
+    pub(super) fn wind_up(&mut self, index: u32) {
+        let grace = self.core.now.plus_ns(u64::from(LOGOUT_SECONDS) * SECOND_NS);
+        let Some(entry) = self.entry_mut(index).filter(|entry| !entry.gone) else { return };
+        if entry.conn.state() != ConnState::Full {
+            return self.close(index);
+        }
+        if !entry.winding_up {
+            entry.conn.push_logout_request(LOGOUT_SECONDS);
+            entry.winding_up = true;
+            entry.deadline = grace;
+            self.touch(index);
         }
     }
 
@@ -265,6 +276,8 @@ impl Group {
                     self.touch(index);
                 } else {
                     tracing::debug!(peer = %entry.conn.addr, "an iSCSI connection is timed out");
+                    let in_time = entry.winding_up;
+                    self.core.stats.timed_out += u64::from(!in_time);
                     self.close(index);
                 }
             } else if quiet

@@ -1,7 +1,7 @@
 //! What all connections of a reactor share: targets, views, channels, queues of those who wait.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use penstock_bdev::reservation::RegistrantId;
@@ -11,12 +11,18 @@ use penstock_reactor::{Cx, Rest, Tick};
 use penstock_scsi::{Control, LuId, LuView, Nexus, iscsi_transport_id};
 use penstock_spec::iscsi::IscsiName;
 
+use super::control::GroupStats;
 use super::{Common, GroupCell};
-use crate::config::{IscsiOptions, TargetConfig};
+use crate::auth::AuthPolicy;
+use crate::chap::CHALLENGE_LEN;
+use crate::config::{DiscoveryConfig, IscsiOptions, TargetConfig};
 use crate::conn::{CmdId, ReplyTo, Sink};
 use crate::host::{Address, ControlRequest};
 use crate::login::{Directory, say};
 use crate::sessions::{Place, SessionKey};
+
+/// The initiator's address and ours.
+type Ends = (SocketAddr, SocketAddr);
 
 /// The channel to one logical unit's bdev, shared by all connections of the reactor.
 #[derive(Debug)]
@@ -27,6 +33,8 @@ struct Chan {
     busy: VecDeque<CmdId>,
     /// In the list of those to be polled.
     active: bool,
+    /// Its logical unit is gone; only I/Os under way keep it.
+    leaving: bool,
 }
 
 /// See the module.
@@ -38,6 +46,10 @@ pub(crate) struct Core {
     pub(crate) now: Tick,
     targets: BTreeMap<IscsiName, Arc<TargetConfig>>,
     views: BTreeMap<LuId, Arc<LuView>>,
+    discovery: Arc<DiscoveryConfig>,
+    /// Logical units whose bdev this reactor cannot use, and why.
+    unusable: BTreeMap<LuId, String>,
+    pub(crate) stats: GroupStats,
     chans: Vec<Chan>,
     /// Places of channels with I/O under way.
     active: Vec<usize>,
@@ -60,6 +72,9 @@ impl Core {
             now: Tick::ZERO,
             targets: BTreeMap::new(),
             views: BTreeMap::new(),
+            discovery: Arc::default(),
+            unusable: BTreeMap::new(),
+            stats: GroupStats::default(),
             chans: Vec::new(),
             active: Vec::new(),
             buffer_bytes: 0,
@@ -75,6 +90,47 @@ impl Core {
         self.targets.insert(config.name, Arc::clone(config));
     }
 
+    /// Forgets a target node.
+    pub(crate) fn remove_target(&mut self, name: &IscsiName) {
+        self.targets.remove(name);
+    }
+
+    /// Takes over how discovery is authenticated.
+    pub(crate) fn set_discovery(&mut self, discovery: &Arc<DiscoveryConfig>) {
+        self.discovery = Arc::clone(discovery);
+    }
+
+    /// Forgets a logical unit. Its channel is closed when it has no I/O under way.
+    pub(crate) fn remove_lu(&mut self, lu: LuId, again: &mut Vec<CmdId>) {
+        self.views.remove(&lu);
+        self.unusable.remove(&lu);
+        let Some(at) = self.chans.iter().position(|chan| chan.lu == lu && !chan.leaving) else { return };
+        let Some(chan) = self.chans.get_mut(at) else { return };
+        chan.leaving = true;
+        again.extend(chan.busy.drain(..));
+        if !chan.active {
+            self.drop_chan(at);
+        }
+    }
+
+    fn drop_chan(&mut self, at: usize) {
+        self.chans.swap_remove(at);
+        let moved = self.chans.len();
+        for place in self.active.iter_mut().filter(|place| **place == moved) {
+            *place = at;
+        }
+    }
+
+    /// Whether I/O of a logical unit may be under way.
+    pub(crate) fn uses_lu(&self, lu: LuId) -> bool {
+        self.chans.iter().any(|chan| chan.lu == lu)
+    }
+
+    /// Why this reactor cannot use a logical unit's bdev.
+    pub(crate) fn unusable(&self, lu: LuId) -> Option<String> {
+        self.unusable.get(&lu).cloned()
+    }
+
     /// Takes over a view; opens the channel to a logical unit that is new.
     pub(crate) fn set_view(&mut self, cx: &Cx, view: &Arc<LuView>) {
         let lu = view.config.id;
@@ -84,20 +140,27 @@ impl Core {
         }
         match view.config.descriptor.channel(cx) {
             Ok(channel) => {
-                self.chans.push(Chan { lu, channel, busy: VecDeque::new(), active: false });
+                let busy = VecDeque::new();
+                self.chans.push(Chan { lu, channel, busy, active: false, leaving: false });
                 self.active.reserve(self.chans.len());
             }
             Err(error) => {
                 let bdev = view.config.descriptor.shared().name();
                 tracing::warn!(reactor = %cx.id(), bdev, %error, "no channel");
+                self.unusable.insert(lu, format!("reactor {}: {error}", cx.id()));
             }
         }
     }
 
-    /// The LUNs of a target with the newest views.
-    pub(crate) fn views_of(&self, config: &TargetConfig) -> Vec<(u16, Arc<LuView>)> {
-        let view = |(lun, lu): &(u16, LuId)| Some((*lun, Arc::clone(self.views.get(lu)?)));
-        config.luns.iter().filter_map(view).collect()
+    /// The LUNs of a target that an initiator sees, with the newest views.
+    pub(crate) fn views_of(
+        &self,
+        config: &TargetConfig,
+        name: &IscsiName,
+        addr: IpAddr,
+    ) -> Vec<(u16, Arc<LuView>)> {
+        let seen = config.luns.iter().filter(|lun| lun.is_seen_by(name, addr));
+        seen.filter_map(|lun| Some((lun.lun, Arc::clone(self.views.get(&lun.lu)?)))).collect()
     }
 
     /// Looks for ended I/Os of all channels; at most `budget` of each.
@@ -116,7 +179,11 @@ impl Core {
             if chan.channel.in_flight() == 0 {
                 again.extend(chan.busy.drain(..));
                 chan.active = false;
+                let leaves = chan.leaving;
                 self.active.swap_remove(at);
+                if leaves {
+                    self.drop_chan(place);
+                }
                 continue;
             }
             at += 1;
@@ -164,14 +231,25 @@ impl Core {
         }
     }
 
-    fn target_lines(&self, config: &TargetConfig, key: &SessionKey, addr: SocketAddr, out: &mut Vec<u8>) {
-        let mut portals = config.portals_for(&key.initiator, addr.ip()).peekable();
+    fn target_lines(&self, config: &TargetConfig, key: &SessionKey, ends: Ends, out: &mut Vec<u8>) {
+        let (addr, local) = ends;
+        let mut portals = config.portals_for(&key.initiator, addr.ip().to_canonical()).peekable();
         if portals.peek().is_none() {
             return;
         }
         say(out, "TargetName", config.name.as_str());
         for (tpgt, portal) in portals {
-            say(out, "TargetAddress", &format!("{portal},{tpgt}"));
+            let ip = if portal.ip().is_unspecified() {
+                // Whoever came to one of all our addresses is shown that one.
+                let ours = local.ip().to_canonical();
+                if portal.is_ipv4() != ours.is_ipv4() && portal.is_ipv4() {
+                    continue;
+                }
+                ours
+            } else {
+                portal.ip()
+            };
+            say(out, "TargetAddress", &format!("{},{tpgt}", SocketAddr::new(ip, portal.port())));
         }
     }
 }
@@ -187,6 +265,20 @@ impl Directory for Core {
 
     fn has_session(&self, key: &SessionKey, tsih: u16) -> bool {
         self.common.sessions.has(key, tsih)
+    }
+
+    fn discovery_auth(&self, tpgt: u16) -> AuthPolicy {
+        self.discovery.auth_at(tpgt).clone()
+    }
+
+    fn has_room(&self, key: &SessionKey) -> bool {
+        self.common.sessions.has_room(key, self.common.options.max_sessions)
+    }
+
+    fn random(&self) -> Option<[u8; CHALLENGE_LEN + 1]> {
+        let mut bytes = [0; CHALLENGE_LEN + 1];
+        getrandom::fill(&mut bytes).ok()?;
+        Some(bytes)
     }
 }
 
@@ -214,7 +306,7 @@ impl Sink for Core {
     #[inline]
     fn submit(&mut self, lu: LuId, id: CmdId, mut io: Box<Io>) -> Result<(), Box<Io>> {
         let now = self.now;
-        let found = self.chans.iter_mut().zip(0..).find(|(chan, _)| chan.lu == lu);
+        let found = self.chans.iter_mut().zip(0..).find(|(chan, _)| chan.lu == lu && !chan.leaving);
         let Some((chan, place)) = found else {
             io.status = IoStatus::Gone;
             self.lost.push(io);
@@ -280,26 +372,27 @@ impl Sink for Core {
                 tracing::warn!(%error, "a session that was reinstated is not closed yet");
             }
         }
+        self.stats.logins += 1;
         let target = key.target.and_then(|name| self.targets.get(&name));
         let nexus = target.map(|config| {
             let id = iscsi_transport_id(key.initiator.as_str(), Some(key.isid.0));
             let mut nexus = Nexus::new(&id, config.port_of(key.tpgt), self.common.seal.clone());
-            nexus.apply_luns(&self.views_of(config));
+            nexus.apply_luns(&self.views_of(config, &key.initiator, addr.ip()));
             nexus
         });
         (tsih, nexus)
     }
 
-    fn send_targets(&self, key: &SessionKey, addr: SocketAddr, only: Option<&str>) -> Vec<u8> {
+    fn send_targets(&self, key: &SessionKey, ends: Ends, only: Option<&str>) -> Vec<u8> {
         let mut out = Vec::new();
         match only {
             Some(name) => {
                 let config = name.parse().ok().and_then(|name: IscsiName| self.targets.get(&name));
                 if let Some(config) = config {
-                    self.target_lines(config, key, addr, &mut out);
+                    self.target_lines(config, key, ends, &mut out);
                 }
             }
-            None => self.targets.values().for_each(|config| self.target_lines(config, key, addr, &mut out)),
+            None => self.targets.values().for_each(|config| self.target_lines(config, key, ends, &mut out)),
         }
         out
     }

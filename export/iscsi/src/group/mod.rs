@@ -9,6 +9,7 @@
 //! touched in a turn is in `dirty` once and flushed at the turn's end.
 
 mod admit;
+mod control;
 mod core;
 mod read;
 
@@ -24,8 +25,10 @@ use penstock_reactor::net::{Ready, SocketGroup, TcpListener, TcpSocket};
 use penstock_reactor::{Cx, Poller, ReactorError, ReactorHandle, Rest, Tick};
 use penstock_scsi::{LuView, Seal};
 
+pub use control::{ConnectionInfo, GroupStats};
+
 use self::core::Core;
-use crate::config::{IscsiOptions, TargetConfig};
+use crate::config::IscsiOptions;
 use crate::conn::{CmdId, Conn};
 use crate::host::{Address, ControlPort};
 use crate::sessions::Sessions;
@@ -206,11 +209,6 @@ impl GroupCell {
         cx.find_service::<Self>()
     }
 
-    /// Takes over a new generation of a target node; its sessions see its LUNs from now on.
-    pub fn apply(&self, config: &Arc<TargetConfig>) {
-        self.0.borrow_mut().apply(config);
-    }
-
     /// Takes over a view of a logical unit, and ends the commands to it of the sessions in `aborted`.
     pub fn apply_lu(&self, cx: &Cx, view: &Arc<LuView>, aborted: &[RegistrantId]) {
         self.0.borrow_mut().apply_lu(cx, view, aborted);
@@ -286,17 +284,6 @@ impl Group {
             Rest::Until(at) => Rest::Until(at.min(until)),
             Rest::UntilWoken if until == Tick::NEVER => Rest::UntilWoken,
             Rest::UntilWoken => Rest::Until(until),
-        }
-    }
-
-    fn apply(&mut self, config: &Arc<TargetConfig>) {
-        self.core.set_target(config);
-        let luns = self.core.views_of(config);
-        for entry in self.entries.iter_mut().flatten() {
-            let ours = entry.conn.key.is_some_and(|key| key.target == Some(config.name));
-            if let Some(nexus) = entry.conn.nexus.as_mut().filter(|_| ours) {
-                nexus.apply_luns(&luns);
-            }
         }
     }
 

@@ -13,14 +13,20 @@
 //! send, the buffers stay taken until the peer's acknowledgement, and on loopback the kernel copies anyway.
 
 mod group;
+mod link;
 mod listener;
+mod listeners;
 mod options;
+mod peers;
 mod send_queue;
 mod socket;
 
 pub use group::{Interest, READY_MAX, Ready, SOCKETS_MAX, SocketGroup};
+pub use link::{Link, Machine, Received, Sent};
 pub use listener::TcpListener;
+pub use listeners::{LISTENERS_MAX, Listeners, conn_key, conn_of};
 pub use options::{Keepalive, SocketOptions};
+pub use peers::Peers;
 pub use send_queue::{PIECES_MAX, Pieces, SendQueue, SlotData};
 pub use socket::{IOV_MAX, TcpSocket};
 

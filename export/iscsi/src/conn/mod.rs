@@ -9,6 +9,7 @@
 
 mod cmd;
 mod command;
+mod machine;
 mod reply;
 mod service;
 mod tmf;

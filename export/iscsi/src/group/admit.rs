@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 
 use penstock_bdev::reservation::RegistrantId;
-use penstock_reactor::net::{Interest, SocketOptions, TcpListener, TcpSocket};
+use penstock_reactor::net::{Interest, Link, SocketOptions, TcpSocket, conn_key};
 use penstock_reactor::{ReactorError, Tick};
 use penstock_scsi::LuId;
 
 use super::core::Core;
-use super::{Entry, Group, GroupCell, LISTENERS_MAX, Listener};
+use super::{Entry, Group, GroupCell};
 use crate::conn::{Conn, ConnState};
 use crate::sessions::Place;
 
@@ -17,11 +17,6 @@ const ACCEPT_BUDGET: usize = 64;
 /// How long initiators have for a logout that they are asked for, in seconds.
 pub(super) const LOGOUT_SECONDS: u16 = 3;
 pub(super) const SECOND_NS: u64 = 1_000_000_000;
-
-/// The key of a connection in the socket group.
-pub(super) fn key_of(index: u32) -> u32 {
-    index.saturating_add(u32::try_from(LISTENERS_MAX).unwrap_or(0))
-}
 
 impl GroupCell {
     /// Ends the commands to a logical unit of all sessions but one.
@@ -52,59 +47,20 @@ impl Core {
 
 impl Group {
     pub(super) fn listen(&mut self, addr: SocketAddr, tpgt: u16) -> Result<SocketAddr, ReactorError> {
-        let full =
-            |kind: std::io::ErrorKind| ReactorError::Os { what: "add a listener", source: kind.into() };
-        let free = self.listeners.iter().position(Option::is_none).unwrap_or(self.listeners.len());
-        if free >= LISTENERS_MAX {
-            return Err(full(std::io::ErrorKind::QuotaExceeded));
-        }
-        let sock = TcpListener::bind(addr, &SocketOptions::default(), false)?;
-        let addr = sock.local_addr().map_err(|source| ReactorError::Os { what: "ask for a port", source })?;
-        let key = u32::try_from(free).unwrap_or(u32::MAX);
-        self.sockets
-            .add(&sock, key, Interest::READ)
-            .map_err(|source| ReactorError::Os { what: "watch a listener", source })?;
-        if free == self.listeners.len() {
-            self.listeners.push(None);
-        }
-        if let Some(slot) = self.listeners.get_mut(free) {
-            *slot = Some(Listener { sock, addr, tpgt, paused: false });
-        }
-        tracing::info!(%addr, tpgt, "listening");
-        Ok(addr)
+        self.listeners.listen(&mut self.sockets, addr, &SocketOptions::default(), None, tpgt)
     }
 
     pub(super) fn unlisten(&mut self, addr: SocketAddr) -> bool {
-        let found = self.listeners.iter().position(|slot| slot.as_ref().is_some_and(|l| l.addr == addr));
-        found.is_some_and(|at| self.close_listener(at))
-    }
-
-    fn close_listener(&mut self, at: usize) -> bool {
-        let Some(listener) = self.listeners.get_mut(at).and_then(Option::take) else { return false };
-        self.sockets.remove(&listener.sock, u32::try_from(at).unwrap_or(u32::MAX));
-        tracing::info!(addr = %listener.addr, "listening no more");
-        true
+        self.listeners.close(&mut self.sockets, |known, _| known == addr)
     }
 
     pub(super) fn accept(&mut self, key: u32, now: Tick) -> usize {
         let mut accepted = 0;
-        while accepted < ACCEPT_BUDGET {
-            let Some(listener) = self.listeners.get_mut(key as usize).and_then(Option::as_mut) else { break };
-            let tpgt = listener.tpgt;
-            match listener.sock.accept() {
-                Ok(Some((sock, peer))) => {
-                    accepted += 1;
-                    self.hand_over(sock, peer, tpgt, now);
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    // Out of descriptors: the next scan tries again.
-                    tracing::warn!(addr = %listener.addr, %error, "cannot accept");
-                    listener.paused = true;
-                    self.sockets.set_interest(&listener.sock, key, Interest::NONE).ok();
-                    break;
-                }
-            }
+        while accepted < ACCEPT_BUDGET
+            && let Some((sock, peer, tpgt)) = self.listeners.accept(&mut self.sockets, key)
+        {
+            accepted += 1;
+            self.hand_over(sock, peer, tpgt, now);
         }
         accepted
     }
@@ -145,7 +101,7 @@ impl Group {
             Err(std::io::ErrorKind::QuotaExceeded.into())
         } else {
             sock.set_options(&SocketOptions::default())
-                .and_then(|()| self.sockets.add(&sock, key_of(index), Interest::READ))
+                .and_then(|()| self.sockets.add(&sock, conn_key(index), Interest::READ))
         };
         if index as usize == self.entries.len() {
             self.entries.push(None);
@@ -168,14 +124,12 @@ impl Group {
         let mut conn = Conn::new(index, peer, tpgt);
         conn.local = sock.local_addr().unwrap_or(conn.local);
         let entry = Entry {
-            sock,
+            link: Link::new(sock, conn_key(index)),
             conn,
             serial: self.serial,
             deadline,
             half_open: true,
             dirty: false,
-            wants_write: false,
-            paused: false,
             winding_up: false,
             gone: false,
         };
@@ -195,9 +149,8 @@ impl Group {
         if std::mem::take(&mut entry.half_open) {
             self.half_open = self.half_open.saturating_sub(1);
         }
-        self.sockets.remove(&entry.sock, key_of(index));
         // The peer learns of it now, not when the last I/O is back.
-        entry.sock.shutdown(std::net::Shutdown::Both).ok();
+        entry.link.close(&mut self.sockets);
         entry.conn.close(&mut self.core);
         self.core.forget_conn(index);
         let common = &self.core.common;
@@ -226,9 +179,7 @@ impl Group {
 
     pub(super) fn drain(&mut self) {
         self.draining = true;
-        for at in 0..self.listeners.len() {
-            self.close_listener(at);
-        }
+        self.listeners.close_all(&mut self.sockets);
         for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
             self.wind_up(index);
         }
@@ -251,12 +202,7 @@ impl Group {
 
     /// Time-outs: logins that never end, silent initiators, peers that do not close.
     pub(super) fn scan(&mut self, now: Tick) {
-        for (listener, key) in self.listeners.iter_mut().zip(0..) {
-            if let Some(listener) = listener.as_mut().filter(|listener| listener.paused) {
-                listener.paused = false;
-                self.sockets.set_interest(&listener.sock, key, Interest::READ).ok();
-            }
-        }
+        self.listeners.resume(&mut self.sockets);
         let (interval, timeout) =
             (self.core.ping_at(), u64::from(self.core.common.options.nop_timeout) * SECOND_NS);
         for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {

@@ -17,12 +17,12 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use penstock_bdev::Io;
 use penstock_bdev::reservation::RegistrantId;
-use penstock_reactor::net::{Ready, SocketGroup, TcpListener, TcpSocket};
-use penstock_reactor::{Cx, Poller, ReactorError, ReactorHandle, Rest, Tick};
+pub use penstock_reactor::net::Peers;
+use penstock_reactor::net::{Link, Listeners, Ready, SocketGroup};
+use penstock_reactor::{Cx, Poller, ReactorError, Rest, Tick};
 use penstock_scsi::{LuView, Seal};
 
 pub use control::{ConnectionInfo, GroupStats};
@@ -41,52 +41,6 @@ const DONE_BUDGET: usize = 256;
 const SCAN_NS: u64 = 250_000_000;
 /// How soon commands without a buffer try again where nothing else happens, in nanoseconds.
 const STARVED_NS: u64 = 100_000;
-/// Listeners of one reactor at most; their keys in the socket group are the first.
-const LISTENERS_MAX: usize = 256;
-
-/// All reactors of a target.
-#[derive(Debug)]
-pub struct Peers {
-    handles: Vec<ReactorHandle>,
-    /// Connections of each, as the acceptors see them.
-    loads: Vec<AtomicU32>,
-}
-
-impl Peers {
-    /// The reactors that share the connections of a target, in the order of their indices.
-    #[must_use]
-    pub fn new(handles: Vec<ReactorHandle>) -> Arc<Self> {
-        let loads = handles.iter().map(|_| AtomicU32::new(0)).collect();
-        Arc::new(Self { handles, loads })
-    }
-
-    /// All of them.
-    #[must_use]
-    pub fn handles(&self) -> &[ReactorHandle] {
-        &self.handles
-    }
-
-    /// One of them.
-    #[must_use]
-    pub fn handle(&self, index: usize) -> Option<&ReactorHandle> {
-        self.handles.get(index)
-    }
-
-    fn add_load(&self, index: usize, up: bool) {
-        let Some(load) = self.loads.get(index) else { return };
-        if up {
-            load.fetch_add(1, Ordering::Relaxed);
-        } else {
-            load.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    /// The one with the fewest connections.
-    fn least_loaded(&self) -> usize {
-        let loads = self.loads.iter().map(|load| load.load(Ordering::Relaxed)).enumerate();
-        loads.min_by_key(|(_, load)| *load).map_or(0, |(index, _)| index)
-    }
-}
 
 /// What the groups of all reactors have in common.
 #[derive(Clone)]
@@ -112,7 +66,7 @@ impl std::fmt::Debug for Common {
 /// A connection and its socket.
 #[derive(Debug)]
 struct Entry {
-    sock: TcpSocket,
+    link: Link,
     conn: Conn,
     /// Tells a connection from an earlier one in the same place.
     serial: u64,
@@ -121,21 +75,10 @@ struct Entry {
     /// Counted as half open.
     half_open: bool,
     dirty: bool,
-    wants_write: bool,
-    paused: bool,
     /// It has a last deadline.
     winding_up: bool,
     /// Its socket is out of the group; only I/Os under way keep it.
     gone: bool,
-}
-
-/// A listening socket.
-#[derive(Debug)]
-struct Listener {
-    sock: TcpListener,
-    addr: SocketAddr,
-    tpgt: u16,
-    paused: bool,
 }
 
 /// The connections of one reactor; reached by [`GroupCell`].
@@ -146,7 +89,7 @@ struct Group {
     free: Vec<u32>,
     serial: u64,
     half_open: u32,
-    listeners: Vec<Option<Listener>>,
+    listeners: Listeners<u16>,
     core: Core,
     rx: Box<[u8]>,
     ready: Vec<Ready>,
@@ -188,7 +131,7 @@ impl GroupCell {
             free: Vec::new(),
             serial: 0,
             half_open: 0,
-            listeners: Vec::new(),
+            listeners: Listeners::default(),
             core: Core::new(common, index),
             rx: vec![0; RX_BYTES].into_boxed_slice(),
             ready: Vec::new(),
@@ -273,7 +216,7 @@ impl Group {
         if !self.dirty.is_empty() {
             return Rest::Never;
         }
-        let idle = self.entries.iter().all(Option::is_none);
+        let idle = !self.listeners.is_paused() && self.entries.iter().all(Option::is_none);
         let until = match (!self.core.starved.is_empty(), idle) {
             (true, _) => now.plus_ns(STARVED_NS),
             (false, true) => Tick::NEVER,

@@ -1,14 +1,10 @@
 //! Bytes between sockets and machines, I/Os between machines and bdevs.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::net::Shutdown;
-
 use penstock_bdev::Io;
 use penstock_reactor::Tick;
-use penstock_reactor::net::{PIECES_MAX, Ready};
+use penstock_reactor::net::{Ready, Received, conn_of};
 
-use super::admit::key_of;
-use super::{DONE_BUDGET, Group, LISTENERS_MAX};
+use super::{DONE_BUDGET, Group};
 use crate::conn::{CmdId, ConnState};
 
 /// How long a connection that ends may take to send what it has and to be closed by its peer, in nanoseconds.
@@ -17,7 +13,7 @@ const CLOSE_GRACE_NS: u64 = 1_000_000_000;
 impl Group {
     #[inline]
     pub(super) fn socket_ready(&mut self, ready: Ready, now: Tick) -> usize {
-        let Some(index) = ready.key.checked_sub(u32::try_from(LISTENERS_MAX).unwrap_or(0)) else {
+        let Some(index) = conn_of(ready.key) else {
             return self.accept(ready.key, now);
         };
         if ready.writable {
@@ -26,7 +22,7 @@ impl Group {
         if !ready.readable {
             return usize::from(ready.writable);
         }
-        if ready.broken && self.entry_mut(index).is_some_and(|entry| entry.paused) {
+        if ready.broken && self.entry_mut(index).is_some_and(|entry| entry.link.is_paused()) {
             self.close(index);
             return 1;
         }
@@ -40,37 +36,14 @@ impl Group {
         if entry.gone {
             return 0;
         }
-        if !entry.conn.wants_bytes() {
-            entry.paused = true;
-            self.sockets.want_read(&entry.sock, key_of(index), false).ok();
-            return 0;
-        }
-        let room = &mut self.rx[..];
-        let (received, direct) = match entry.conn.direct() {
-            Some(data) => {
-                let len = data.len();
-                (entry.sock.recv_vectored(&mut [IoSliceMut::new(data), IoSliceMut::new(room)]), len)
-            }
-            None => (entry.sock.recv(room), 0),
-        };
-        let len = match received {
-            Ok(None) => {
-                self.sockets.note(key_of(index), false);
-                return 0;
-            }
-            Ok(Some(len)) if len > 0 => len,
-            _ => {
+        let entry = &mut **entry;
+        match entry.link.receive(&mut self.sockets, &mut entry.conn, &mut self.rx, &mut self.core) {
+            Received::Bytes(_) => {}
+            Received::Nothing => return 0,
+            Received::End => {
                 self.close(index);
                 return 1;
             }
-        };
-        self.sockets.note(key_of(index), true);
-        if direct > 0 {
-            entry.conn.direct_came(len.min(direct), &mut self.core);
-        }
-        if len > direct {
-            let bytes = self.rx.get(..len - direct).unwrap_or_default();
-            entry.conn.receive(bytes, &mut self.core);
         }
         if entry.half_open && entry.conn.state() == ConnState::Full {
             entry.half_open = false;
@@ -159,10 +132,7 @@ impl Group {
                 self.close(index);
                 continue;
             }
-            if entry.paused && entry.conn.wants_bytes() {
-                entry.paused = false;
-                self.sockets.want_read(&entry.sock, key_of(index), true).ok();
-            }
+            entry.link.resume(&mut self.sockets, entry.conn.wants_bytes());
         }
         self.dirty.clear();
     }
@@ -171,35 +141,16 @@ impl Group {
     #[inline]
     fn send(&mut self, index: u32) -> bool {
         let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { return true };
-        let mut blocked = false;
-        while !entry.conn.tx.is_empty() {
-            let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
-            let (count, bytes) = entry.conn.tx.gather(entry.conn.slab(), &mut pieces);
-            let sent = match pieces.get(..count) {
-                Some([piece]) => entry.sock.send(piece),
-                Some(pieces) => entry.sock.send_vectored(pieces),
-                None => Ok(None),
-            };
-            let Ok(sent) = sent else { return false };
-            let len = sent.unwrap_or(0);
-            if len > 0 {
-                entry.conn.sent(len, &mut self.core);
-            }
-            if len < bytes {
-                blocked = true;
-                break;
-            }
-        }
-        if blocked != entry.wants_write {
-            entry.wants_write = blocked;
-            self.sockets.want_write(&entry.sock, key_of(index), blocked).ok();
-        }
+        let entry = &mut **entry;
+        let Ok(sent) = entry.link.send(&mut self.sockets, &mut entry.conn, &mut self.core) else {
+            return false;
+        };
         if entry.conn.state() == ConnState::Ending {
             if !std::mem::replace(&mut entry.winding_up, true) {
                 entry.deadline = self.core.now.plus_ns(CLOSE_GRACE_NS);
             }
-            if !blocked {
-                entry.sock.shutdown(Shutdown::Write).ok();
+            if sent.all {
+                entry.link.end();
             }
         }
         true

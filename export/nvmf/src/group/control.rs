@@ -144,7 +144,7 @@ impl Group {
             config.controller_ids.release(cntlid);
             return Ok(());
         };
-        let Ok(local) = entry.sock.local_addr() else {
+        let Ok(local) = entry.wire.sock().local_addr() else {
             config.controller_ids.release(cntlid);
             return Err(Status::INTERNAL_ERROR.into());
         };

@@ -71,7 +71,7 @@ impl Group {
         let mut sent = 0;
         while let Some((peer, msg)) = self.outbox.front() {
             let copy = msg.clone();
-            let Some(handle) = self.peers.handles.get(*peer) else { break };
+            let Some(handle) = self.peers.handle(*peer) else { break };
             let result = handle.send(move |cx| {
                 if let Some(cell) = GroupCell::of(cx) {
                     cell.0.borrow_mut().deliver(copy);

@@ -26,11 +26,11 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use penstock_bdev::Io;
-use penstock_reactor::net::{Ready, SocketGroup, TcpListener, TcpSocket};
-use penstock_reactor::{Cx, Poller, ReactorError, ReactorHandle, Rest, Tick};
+pub use penstock_reactor::net::Peers;
+use penstock_reactor::net::{Link as Wire, Listeners, Ready, SocketGroup};
+use penstock_reactor::{Cx, Poller, ReactorError, Rest, Tick};
 use penstock_spec::nvmf::Nqn;
 
 pub use stats::GroupStats;
@@ -58,57 +58,11 @@ const RX_TURN_BYTES: usize = 2 << 20;
 const STUCK_NS: u64 = 5_000_000_000;
 /// How soon requests without a buffer try again where nothing else happens, in nanoseconds.
 const STARVED_NS: u64 = 100_000;
-/// Listeners of one reactor at most; their keys in the socket group are the first.
-const LISTENERS_MAX: usize = 256;
-
-/// All reactors of a target.
-#[derive(Debug)]
-pub struct Peers {
-    handles: Vec<ReactorHandle>,
-    /// Connections of each, as the acceptors see them.
-    loads: Vec<AtomicU32>,
-}
-
-impl Peers {
-    /// The reactors that share the connections of a target, in the order of their indices.
-    #[must_use]
-    pub fn new(handles: Vec<ReactorHandle>) -> Arc<Self> {
-        let loads = handles.iter().map(|_| AtomicU32::new(0)).collect();
-        Arc::new(Self { handles, loads })
-    }
-
-    /// How many.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.handles.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.handles.is_empty()
-    }
-
-    fn add_load(&self, index: usize, up: bool) {
-        let Some(load) = self.loads.get(index) else { return };
-        if up {
-            load.fetch_add(1, Ordering::Relaxed);
-        } else {
-            load.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    /// The one with the fewest connections.
-    fn least_loaded(&self) -> usize {
-        let loads = self.loads.iter().map(|load| load.load(Ordering::Relaxed)).enumerate();
-        loads.min_by_key(|(_, load)| *load).map_or(0, |(index, _)| index)
-    }
-}
 
 /// A connection and its socket.
 #[derive(Debug)]
 struct Entry {
-    sock: TcpSocket,
+    wire: Wire,
     conn: Conn<Link>,
     /// Tells a connection from an earlier one in the same place.
     serial: u64,
@@ -121,23 +75,12 @@ struct Entry {
     dirty: bool,
     /// When bytes last went through it.
     moved: Tick,
-    wants_write: bool,
-    paused: bool,
     /// To be closed when everything is sent.
     ending: bool,
     /// It has a last deadline.
     winding_up: bool,
     /// Its socket is out of the group; only I/Os under way keep it.
     gone: bool,
-}
-
-/// A listening socket.
-#[derive(Debug)]
-struct Listener {
-    sock: TcpListener,
-    addr: SocketAddr,
-    portid: u16,
-    paused: bool,
 }
 
 /// The connections of one reactor; reached by [`GroupCell`].
@@ -152,7 +95,7 @@ struct Group {
     free: Vec<u32>,
     serial: u64,
     half_open: u32,
-    listeners: Vec<Option<Listener>>,
+    listeners: Listeners<u16>,
     core: Core,
     associations: Vec<Option<Box<Association>>>,
     rx: Box<[u8]>,
@@ -230,7 +173,7 @@ impl GroupCell {
             free: Vec::new(),
             serial: 0,
             half_open: 0,
-            listeners: Vec::new(),
+            listeners: Listeners::default(),
             core: Core::new(params),
             associations: Vec::new(),
             rx: vec![0; RX_BYTES].into_boxed_slice(),
@@ -383,8 +326,7 @@ impl Group {
             return Rest::Never;
         }
         let soon = !self.core.starved.is_empty() || !self.outbox.is_empty();
-        let paused = self.listeners.iter().flatten().any(|listener| listener.paused);
-        let idle = !paused && self.entries.iter().all(Option::is_none);
+        let idle = !self.listeners.is_paused() && self.entries.iter().all(Option::is_none);
         let until = match (soon, idle) {
             (true, _) => now.plus_ns(STARVED_NS),
             (false, true) => Tick::NEVER,
@@ -451,9 +393,7 @@ impl Group {
 
     fn drain(&mut self) {
         self.draining = true;
-        for at in 0..self.listeners.len() {
-            self.close_listener(at);
-        }
+        self.listeners.close_all(&mut self.sockets);
         self.end_associations(|_| true);
         for at in 0..self.entries.len() {
             self.close(u32::try_from(at).unwrap_or(u32::MAX));

@@ -1,15 +1,11 @@
 //! Bytes between sockets and machines, I/Os between machines and bdevs.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::net::Shutdown;
-
 use penstock_bdev::{Io, IoStatus};
 use penstock_reactor::Tick;
-use penstock_reactor::net::{PIECES_MAX, Ready};
+use penstock_reactor::net::{Ready, Received, conn_of};
 use penstock_spec::nvme::Status;
 
-use super::admit::key_of;
-use super::{DONE_BUDGET, Group, LISTENERS_MAX, RX_TURN_BYTES};
+use super::{DONE_BUDGET, Group, RX_TURN_BYTES};
 use crate::qpair::Link;
 use crate::status;
 use crate::tcp::conn::ConnState;
@@ -41,7 +37,7 @@ impl Group {
 
     #[inline]
     fn socket_ready(&mut self, ready: Ready, now: Tick) -> usize {
-        let Some(index) = ready.key.checked_sub(u32::try_from(LISTENERS_MAX).unwrap_or(0)) else {
+        let Some(index) = conn_of(ready.key) else {
             return self.accept(ready.key, now);
         };
         if ready.writable {
@@ -50,7 +46,7 @@ impl Group {
         if !ready.readable {
             return usize::from(ready.writable);
         }
-        if ready.broken && self.entry_mut(index).is_some_and(|entry| entry.paused) {
+        if ready.broken && self.entry_mut(index).is_some_and(|entry| entry.wire.is_paused()) {
             self.close(index);
             return 1;
         }
@@ -64,42 +60,20 @@ impl Group {
         if entry.gone {
             return 0;
         }
-        if !entry.conn.wants_bytes() {
-            entry.paused = true;
-            self.sockets.want_read(&entry.sock, key_of(index), false).ok();
-            return 0;
-        }
+        let entry = &mut **entry;
         let bulk = entry.conn.r2t_left() >= BULK_BYTES;
         let limit = if bulk { BULK_RX_BYTES } else { self.rx.len() };
         let room = self.rx.get_mut(..limit).unwrap_or_default();
-        let (received, direct) = match entry.conn.direct() {
-            Some(data) => {
-                let len = data.len();
-                (entry.sock.recv_vectored(&mut [IoSliceMut::new(data), IoSliceMut::new(room)]), len)
-            }
-            None => (entry.sock.recv(room), 0),
-        };
-        let len = match received {
-            Ok(None) => {
-                self.sockets.note(key_of(index), false);
-                return 0;
-            }
-            Ok(Some(len)) if len > 0 => len,
-            _ => {
+        let len = match entry.wire.receive(&mut self.sockets, &mut entry.conn, room, &mut self.core) {
+            Received::Bytes(len) => len,
+            Received::Nothing => return 0,
+            Received::End => {
                 self.close(index);
                 return 1;
             }
         };
-        self.sockets.note(key_of(index), true);
         self.rx_left = self.rx_left.saturating_sub(len);
         entry.moved = self.core.now;
-        if direct > 0 {
-            entry.conn.direct_came(len.min(direct), &mut self.core);
-        }
-        if len > direct {
-            let bytes = self.rx.get(..len - direct).unwrap_or_default();
-            entry.conn.receive(bytes, &mut self.core);
-        }
         if let Link::Io(queue) = &entry.conn.link {
             queue.shared.note_traffic();
         }
@@ -217,15 +191,12 @@ impl Group {
             }
             if entry.conn.has_waiting() {
                 entry.conn.retry_waiting(&mut self.core);
-                if !entry.conn.tx.is_empty() && !entry.wants_write {
+                if !entry.conn.tx.is_empty() && !entry.wire.is_blocked() {
                     entry.dirty = true;
                     self.later.push(index);
                 }
             }
-            if entry.paused && entry.conn.wants_bytes() {
-                entry.paused = false;
-                self.sockets.want_read(&entry.sock, key_of(index), true).ok();
-            }
+            entry.wire.resume(&mut self.sockets, entry.conn.wants_bytes());
         }
         self.dirty.clear();
         std::mem::swap(&mut self.dirty, &mut self.later);
@@ -235,33 +206,16 @@ impl Group {
     #[inline]
     fn send(&mut self, index: u32) -> bool {
         let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { return true };
-        let mut blocked = false;
-        while !entry.conn.tx.is_empty() {
-            let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
-            let (count, bytes) = entry.conn.tx.gather(entry.conn.slab(), &mut pieces);
-            let sent = match pieces.get(..count) {
-                Some([piece]) => entry.sock.send(piece),
-                Some(pieces) => entry.sock.send_vectored(pieces),
-                None => Ok(None),
-            };
-            let Ok(sent) = sent else { return false };
-            let len = sent.unwrap_or(0);
-            if len > 0 {
-                entry.moved = self.core.now;
-                entry.conn.sent(len, &mut self.core);
-            }
-            if len < bytes {
-                blocked = true;
-                break;
-            }
-        }
-        if blocked != entry.wants_write {
-            entry.wants_write = blocked;
-            self.sockets.want_write(&entry.sock, key_of(index), blocked).ok();
+        let entry = &mut **entry;
+        let Ok(sent) = entry.wire.send(&mut self.sockets, &mut entry.conn, &mut self.core) else {
+            return false;
+        };
+        if sent.bytes > 0 {
+            entry.moved = self.core.now;
         }
         let over = entry.ending || entry.conn.state() == ConnState::Terminating;
         if over {
-            self.wind_up(index, !blocked);
+            self.wind_up(index, sent.all);
         }
         true
     }
@@ -275,7 +229,7 @@ impl Group {
             entry.deadline = deadline;
         }
         if all_sent {
-            entry.sock.shutdown(Shutdown::Write).ok();
+            entry.wire.end();
         }
     }
 }

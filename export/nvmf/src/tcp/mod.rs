@@ -11,6 +11,7 @@ pub(crate) mod conn;
 mod digest;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod machine;
 mod params;
 mod pdu_rx;
 pub(crate) mod req;

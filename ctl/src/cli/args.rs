@@ -178,6 +178,9 @@ pub(crate) enum NvmfCommand {
         /// Add this bdev as a namespace
         #[arg(long, value_name = "BDEV")]
         ns: Vec<String>,
+        /// Tell hosts which of several paths to use (see `ana`)
+        #[arg(long)]
+        ana: bool,
     },
     /// Delete a subsystem; its hosts lose their connections
     Delete {
@@ -214,6 +217,32 @@ pub(crate) enum NvmfCommand {
         nqn: String,
         /// Address and port
         address: SocketAddr,
+    },
+    /// The addresses of a subsystem, with the states of their ANA groups
+    Paths {
+        /// The subsystem's NQN
+        nqn: String,
+    },
+    /// Change what hosts may do by an address
+    Ana {
+        /// The subsystem's NQN
+        nqn: String,
+        /// Address and port
+        address: SocketAddr,
+        /// optimized, non_optimized, inaccessible, persistent_loss or change
+        state: String,
+        /// Only this ANA group
+        #[arg(long)]
+        group: Option<u32>,
+    },
+    /// Move a namespace to another ANA group
+    AnaGroup {
+        /// The subsystem's NQN
+        nqn: String,
+        /// The namespace ID
+        nsid: u32,
+        /// The group
+        group: u32,
     },
     /// Let a host connect
     Allow {

@@ -15,8 +15,12 @@ pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: NvmfCommand) 
             let value = client.call("nvmf_get_subsystems", json!({}))?;
             out.show(&value, list)
         }
-        NvmfCommand::Create { nqn, serial, any_host, listen, ns } => {
-            create(client, &nqn, serial, any_host, &listen, &ns)?;
+        NvmfCommand::Create { nqn, serial, any_host, listen, ns, ana } => {
+            let mut params = json!({"nqn": nqn, "allow_any_host": any_host, "ana_reporting": ana});
+            if let (Some(serial), Some(members)) = (serial, params.as_object_mut()) {
+                members.insert("serial_number".to_owned(), json!(serial));
+            }
+            create(client, &nqn, params, &listen, &ns)?;
             out.line(&format!("made {nqn}"))
         }
         NvmfCommand::Delete { nqn } => done(client, out, "nvmf_delete_subsystem", json!({"nqn": nqn})),
@@ -33,6 +37,22 @@ pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: NvmfCommand) 
         }
         NvmfCommand::Unlisten { nqn, address } => {
             done(client, out, "nvmf_subsystem_remove_listener", listener(&nqn, address))
+        }
+        NvmfCommand::Paths { nqn } => {
+            let value = client.call("nvmf_subsystem_get_listeners", json!({"nqn": nqn}))?;
+            out.show(&value, paths)
+        }
+        NvmfCommand::Ana { nqn, address, state, group } => {
+            let mut params = listener(&nqn, address);
+            if let Some(members) = params.as_object_mut() {
+                members.insert("ana_state".to_owned(), json!(state));
+                members.insert("anagrpid".to_owned(), json!(group));
+            }
+            done(client, out, "nvmf_subsystem_listener_set_ana_state", params)
+        }
+        NvmfCommand::AnaGroup { nqn, nsid, group } => {
+            let params = json!({"nqn": nqn, "nsid": nsid, "anagrpid": group});
+            done(client, out, "nvmf_subsystem_set_ns_ana_group", params)
         }
         NvmfCommand::Allow { nqn, host } => {
             let (method, params) = host_call(&nqn, &host, "nvmf_subsystem_add_host", true);
@@ -57,18 +77,13 @@ fn done(client: &mut Client, out: &mut Out<'_>, method: &str, params: Value) -> 
 fn create(
     client: &mut Client,
     nqn: &str,
-    serial: Option<String>,
-    any_host: bool,
+    params: Value,
     listen: &[SocketAddr],
     namespaces: &[String],
 ) -> Result<(), CliError> {
     let transports = client.call("nvmf_get_transports", json!({}))?;
     if elements(&transports).is_empty() {
         client.call("nvmf_create_transport", json!({"trtype": "TCP"}))?;
-    }
-    let mut params = json!({"nqn": nqn, "allow_any_host": any_host});
-    if let (Some(serial), Some(members)) = (serial, params.as_object_mut()) {
-        members.insert("serial_number".to_owned(), json!(serial));
     }
     client.call("nvmf_create_subsystem", params)?;
     for bdev in namespaces {
@@ -103,10 +118,7 @@ fn list(value: &Value) -> String {
                 subsystem.get(member).map(elements).unwrap_or_default().iter().map(text).collect();
             if all.is_empty() { "-".to_owned() } else { all.join(", ") }
         };
-        let addresses = list("listen_addresses", &|one| match text_of(one, "adrfam").as_str() {
-            "IPv6" => format!("[{}]:{}", text_of(one, "traddr"), text_of(one, "trsvcid")),
-            _ => format!("{}:{}", text_of(one, "traddr"), text_of(one, "trsvcid")),
-        });
+        let addresses = list("listen_addresses", &text_of_address);
         let hosts = match subsystem.get("allow_any_host") {
             Some(Value::Bool(true)) => "any".to_owned(),
             _ => list("hosts", &|one| text_of(one, "nqn")),
@@ -116,6 +128,50 @@ fn list(value: &Value) -> String {
         table.row([text_of(subsystem, "nqn"), addresses, hosts, namespaces]);
     }
     table.text("no subsystems")
+}
+
+/// Groups of the same state are told together: there may be a thousand.
+fn paths(value: &Value) -> String {
+    let mut table = Table::new(&["ADDRESS", "STATE", "GROUPS"], 3);
+    for path in elements(value) {
+        let address = path.get("address").map(text_of_address).unwrap_or_default();
+        let mut states: Vec<(String, Vec<u64>)> = Vec::new();
+        for one in path.get("ana_states").map(elements).unwrap_or_default() {
+            let (state, group) = (text_of(one, "ana_state"), one.get("ana_group").and_then(Value::as_u64));
+            match states.iter_mut().find(|(known, _)| *known == state) {
+                Some((_, groups)) => groups.extend(group),
+                None => states.push((state, group.into_iter().collect())),
+            }
+        }
+        if states.is_empty() {
+            table.row([address, "-".to_owned(), "-".to_owned()]);
+            continue;
+        }
+        for (state, groups) in states {
+            table.row([address.clone(), state, ranges(&groups)]);
+        }
+    }
+    table.text("nobody can reach it")
+}
+
+/// Numbers in increasing order, like 1-3, 7.
+fn ranges(numbers: &[u64]) -> String {
+    let mut text: Vec<String> = Vec::new();
+    for run in numbers.chunk_by(|one, next| one + 1 == *next) {
+        match run {
+            [one] => text.push(one.to_string()),
+            [first, .., last] => text.push(format!("{first}-{last}")),
+            [] => {}
+        }
+    }
+    text.join(", ")
+}
+
+fn text_of_address(one: &Value) -> String {
+    match text_of(one, "adrfam").as_str() {
+        "IPv6" => format!("[{}]:{}", text_of(one, "traddr"), text_of(one, "trsvcid")),
+        _ => format!("{}:{}", text_of(one, "traddr"), text_of(one, "trsvcid")),
+    }
 }
 
 fn hosts(value: &Value) -> String {

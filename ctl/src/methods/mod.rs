@@ -9,6 +9,7 @@ pub mod histogram;
 pub mod iostat;
 pub mod log;
 pub mod nvmf;
+pub mod nvmf_path;
 pub mod reactor;
 pub mod trace;
 
@@ -32,6 +33,7 @@ pub fn table() -> Table<Rc<App>> {
     create::add(&mut table);
     filter::add(&mut table);
     nvmf::add(&mut table);
+    nvmf_path::add(&mut table);
     table
 }
 

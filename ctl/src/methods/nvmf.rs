@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use penstock_nvmf::target::{CreateSubsystem, ListenAddress, Namespace, TargetError};
+use penstock_nvmf::target::{CreateSubsystem, ListenAddress, ListenOptions, Namespace, TargetError};
 use penstock_nvmf::transport_options::TransportOptions;
 use serde_json::{Value, json};
 
@@ -148,8 +148,10 @@ params! {
         min_cntlid: Option<u16>,
         /// The largest controller ID. Default: 65519.
         max_cntlid: Option<u16>,
-        /// There is no ANA reporting.
-        ana_reporting: Option<Off>,
+        /// Whether Asymmetric Namespace Access is reported. Default: false.
+        ana_reporting: Option<bool>,
+        /// The largest ANA group ID. Default: max_namespaces.
+        max_ana_groups: Option<u32>,
         /// There is no label.
         admin_label: Option<Off>,
         /// The limits of the bdevs hold.
@@ -178,8 +180,8 @@ params! {
         uuid: Option<String>,
         /// There are no persistent reservations.
         ptpl_file: Option<Off>,
-        /// There is no ANA reporting.
-        anagrpid: Option<Off>,
+        /// Its ANA group. Default: the one with the number of its namespace ID.
+        anagrpid: Option<u32>,
         /// All namespaces are visible to all hosts of the subsystem.
         no_auto_visible: Option<Off>,
         /// There is no metadata.
@@ -236,8 +238,9 @@ params! {
         tgt_name: Option<String>,
         /// There is no TLS.
         secure_channel: Option<Off>,
-        /// There is no ANA reporting.
-        ana_state: Option<Off>,
+        /// The state of all ANA groups for hosts that come by it: optimized, non_optimized, inaccessible, persistent_loss
+        /// or change. Default: optimized.
+        ana_state: Option<String>,
         /// There is one implementation of sockets.
         sock_impl: Option<Off>,
         /// vfio-user only.
@@ -393,7 +396,7 @@ impl From<TargetError> for RpcError {
             TargetError::SubsystemExists { .. }
             | TargetError::TransportExists
             | TargetError::Present { .. } => -i64::from(errno::EXIST),
-            TargetError::NoTransport { .. } => INVALID_STATE,
+            TargetError::NoTransport { .. } | TargetError::NoAna { .. } => INVALID_STATE,
             TargetError::Option(_) | TargetError::Nqn { .. } | TargetError::Invalid { .. } => INVALID_PARAMS,
             TargetError::Full { .. } => -i64::from(errno::NOSPC),
             _ => INTERNAL_ERROR,
@@ -402,14 +405,14 @@ impl From<TargetError> for RpcError {
     }
 }
 
-fn check_target(name: Option<&str>) -> Result<(), RpcError> {
+pub(super) fn check_target(name: Option<&str>) -> Result<(), RpcError> {
     match name {
         None | Some(TARGET) => Ok(()),
         Some(other) => Err(TargetError::NoTarget { name: other.to_owned() }.into()),
     }
 }
 
-fn subsystem_name(nqn: &str) -> &str {
+pub(super) fn subsystem_name(nqn: &str) -> &str {
     if nqn == "discovery" { DISCOVERY_NQN } else { nqn }
 }
 
@@ -475,6 +478,8 @@ async fn create_subsystem(app: Rc<App>, params: NewSubsystem) -> Result<Value, R
     new.allow_any_host = params.allow_any_host.unwrap_or(new.allow_any_host);
     new.min_cntlid = params.min_cntlid.unwrap_or(new.min_cntlid);
     new.max_cntlid = params.max_cntlid.unwrap_or(new.max_cntlid);
+    new.ana_reporting = params.ana_reporting.unwrap_or(false);
+    new.max_ana_groups = params.max_ana_groups;
     app.target.create_subsystem(&new).await?;
     Ok(Value::Bool(true))
 }
@@ -497,6 +502,7 @@ async fn add_ns(app: Rc<App>, params: AddNs) -> Result<Value, RpcError> {
     new.nguid = params.namespace.nguid;
     new.eui64 = params.namespace.eui64;
     new.uuid = params.namespace.uuid;
+    new.anagrpid = params.namespace.anagrpid;
     Ok(json!(app.target.add_ns(&params.nqn, &new).await?))
 }
 
@@ -508,7 +514,9 @@ async fn remove_ns(app: Rc<App>, params: RemoveNs) -> Result<Value, RpcError> {
 
 async fn add_listener(app: Rc<App>, params: AddListener) -> Result<Value, RpcError> {
     check_target(params.tgt_name.as_deref())?;
-    app.target.add_listener(subsystem_name(&params.nqn), &params.listen_address.into()).await?;
+    let options = ListenOptions { ana_state: params.ana_state };
+    let nqn = subsystem_name(&params.nqn);
+    app.target.add_listener_with(nqn, &params.listen_address.into(), &options).await?;
     Ok(Value::Bool(true))
 }
 

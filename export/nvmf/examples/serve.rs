@@ -20,7 +20,6 @@ use penstock_nvmf::TransportOptions;
 use penstock_nvmf::config::{ListenerConfig, NamespaceConfig, Nsid, SubsystemConfig, SubsystemKind};
 use penstock_nvmf::group::{GroupCell, Peers};
 use penstock_reactor::{Clock, PollMode, Reactor, ReactorConfig, ReactorId};
-use penstock_spec::nvmf::discovery::TrType;
 use uuid::Uuid;
 
 fn main() {
@@ -41,7 +40,7 @@ fn main() {
     let mut config =
         SubsystemConfig::new("nqn.2026-11.io.penstock:serve".parse().unwrap(), SubsystemKind::Nvm);
     config.allow_any_host = true;
-    config.listeners.push(ListenerConfig { portid: 1, trtype: TrType::TCP, addr });
+    config.listeners.push(ListenerConfig::tcp(1, addr));
     let namespace = NamespaceConfig {
         nsid: Nsid(1),
         descriptor: Descriptor::unregistered(bdev, OpenMode::ReadWrite),

@@ -17,6 +17,7 @@ use penstock_spec::nvmf::connect::CNTLID_MAX;
 use penstock_spec::nvmf::discovery::{AdrFam, TrType};
 use uuid::Uuid;
 
+use crate::ana::{self, PathStates};
 use crate::cntlid::ControllerIds;
 
 /// Subsystems of one target at most, discovery not counted.
@@ -80,7 +81,7 @@ pub struct NamespaceConfig {
     pub nguid: [u8; 16],
     /// EUI64, big-endian; zero if none.
     pub eui64: [u8; 8],
-    /// ANA group that it belongs to; 1 unless configured.
+    /// ANA group that it belongs to: 1..=[`max_ana_groups`](SubsystemConfig::max_ana_groups); its NSID unless configured.
     pub anagrpid: u32,
 }
 
@@ -123,9 +124,17 @@ pub struct ListenerConfig {
     pub trtype: TrType,
     /// Address and port listened on; the port is the real one even where 0 was asked for.
     pub addr: SocketAddr,
+    /// The state of each ANA group for controllers that come by it.
+    pub ana: PathStates,
 }
 
 impl ListenerConfig {
+    /// A listener on which every group is optimized.
+    #[must_use]
+    pub fn tcp(portid: u16, addr: SocketAddr) -> Self {
+        Self { portid, trtype: TrType::TCP, addr, ana: PathStates::default() }
+    }
+
     /// Address family.
     #[must_use]
     pub const fn adrfam(&self) -> AdrFam {
@@ -152,6 +161,10 @@ pub struct SubsystemConfig {
     pub min_cntlid: u16,
     /// The largest controller identifier that is given out.
     pub max_cntlid: u16,
+    /// Whether Asymmetric Namespace Access is reported.
+    pub ana_reporting: bool,
+    /// The largest ANA group identifier (ANAGRPMAX), and how many there are (NANAGRPID).
+    pub max_ana_groups: u32,
     /// Whether every host may connect.
     pub allow_any_host: bool,
     /// Hosts that may connect otherwise.
@@ -179,6 +192,8 @@ impl SubsystemConfig {
             max_namespaces: NAMESPACES_DEFAULT,
             min_cntlid: 1,
             max_cntlid: CNTLID_MAX,
+            ana_reporting: false,
+            max_ana_groups: ana::GROUPS_MAX,
             allow_any_host: kind == SubsystemKind::Discovery,
             hosts: BTreeMap::new(),
             namespaces: BTreeMap::new(),

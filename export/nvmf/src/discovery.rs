@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use penstock_spec::nvmf::Nqn;
 use penstock_spec::nvmf::connect::CNTLID_DYNAMIC;
 use penstock_spec::nvmf::discovery::{
-    AdrFam, DiscoveryLogEntry, DiscoveryLogHdr, EFlags, SecType, SubType, TReq, TrType,
+    AdrFam, DiscoveryLogEntry, DiscoveryLogHdr, EFlags, SecType, SubType, TReq,
 };
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U64};
@@ -25,7 +25,7 @@ pub fn entries(config: &DiscoveryConfig, host: &Nqn, local: SocketAddr) -> Vec<D
     let mut list = Vec::new();
     // The service itself: where it has listeners of its own, or else where the host has found it.
     let own = EFlags(0).with_dupretinfo(true).with_epcsd(true);
-    let here = ListenerConfig { portid: 0, trtype: TrType::TCP, addr: local };
+    let here = ListenerConfig::tcp(0, local);
     let own_listeners =
         if config.listeners.is_empty() { std::slice::from_ref(&here) } else { &config.listeners };
     for listener in own_listeners {
@@ -99,6 +99,7 @@ mod tests {
 
     use super::*;
     use crate::config::{HostConfig, SubsystemConfig, SubsystemKind};
+    use penstock_spec::nvmf::discovery::TrType;
     use zerocopy::FromBytes;
 
     fn nqn(name: &str) -> Nqn {
@@ -106,7 +107,7 @@ mod tests {
     }
 
     fn listener(portid: u16, addr: &str) -> ListenerConfig {
-        ListenerConfig { portid, trtype: TrType::TCP, addr: addr.parse().unwrap() }
+        ListenerConfig::tcp(portid, addr.parse().unwrap())
     }
 
     fn config() -> DiscoveryConfig {

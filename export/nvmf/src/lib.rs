@@ -15,6 +15,7 @@
 //! is not read.
 #![forbid(unsafe_code)]
 
+pub mod ana;
 pub mod config;
 pub mod controller;
 pub mod discovery;

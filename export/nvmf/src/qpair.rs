@@ -41,6 +41,8 @@ pub(crate) struct IoQueue {
     pub(crate) shared: Arc<CtrlShared>,
     /// QID.
     pub(crate) qid: u16,
+    /// The port by which the controller came: its path.
+    pub(crate) portid: u16,
     /// Index of the controller's reactor among the peers.
     pub(crate) owner: usize,
     /// Place of the controller in that reactor's table.

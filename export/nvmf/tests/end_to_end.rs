@@ -28,7 +28,6 @@ use penstock_nvmf::tcp::TcpParams;
 use penstock_reactor::{Clock, Cx, PollMode, Reactor, ReactorConfig, ReactorId, Started};
 use penstock_spec::nvme::Status;
 use penstock_spec::nvmf::Nqn;
-use penstock_spec::nvmf::discovery::TrType;
 use uuid::Uuid;
 use zerocopy::IntoBytes;
 
@@ -105,7 +104,7 @@ impl Node {
             eui64: [0; 8],
             anagrpid: 1,
         };
-        let listener = ListenerConfig { portid: 1, trtype: TrType::TCP, addr: node.addr };
+        let listener = ListenerConfig::tcp(1, node.addr);
         node.config.listeners.push(listener);
         node.config.allow_any_host = true;
         node.config.namespaces.insert(Nsid(1), namespace);

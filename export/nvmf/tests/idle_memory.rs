@@ -23,7 +23,6 @@ use penstock_spec::nvme::sgl::SglDescriptor;
 use penstock_spec::nvme::{Cqe, FabricsType, NvmOpcode, Sqe};
 use penstock_spec::nvme_tcp::{CapsuleCmdHdr, CapsuleRespHdr, CommonHdr, DigestFlags, IcReq, PduType};
 use penstock_spec::nvmf::connect::{CNTLID_DYNAMIC, ConnectResult};
-use penstock_spec::nvmf::discovery::TrType;
 use penstock_spec::nvmf::{ConnectCmd, ConnectData, Nqn};
 use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
@@ -98,7 +97,7 @@ fn sixty_four_hosts_with_eight_idle_queues_of_128_entries_cost_less_than_256_mib
     let subnqn: Nqn = "nqn.2026-11.io.penstock:idle".parse().unwrap();
     let mut config = SubsystemConfig::new(subnqn, SubsystemKind::Nvm);
     config.allow_any_host = true;
-    config.listeners.push(ListenerConfig { portid: 1, trtype: TrType::TCP, addr });
+    config.listeners.push(ListenerConfig::tcp(1, addr));
     let null = Null::new("null", Uuid::from_u128(1), 1000, 512).unwrap();
     let namespace = NamespaceConfig {
         nsid: Nsid(1),

@@ -75,6 +75,8 @@ codes! {
         HOST_DISCOVERY_LOG_CHANGE = 0xf1, "Host Discovery Log Page Change";
         AVE_DISCOVERY_LOG_CHANGE = 0xf2, "AVE Discovery Log Page Change";
         PULL_MODEL_DDC_REQUEST = 0xf3, "Pull Model DDC Request Log Page Change";
+        CROSS_CONTROLLER_RESET_COMPLETED = 0xf4, "Cross-Controller Reset Completed";
+        LOST_HOST_COMMUNICATION = 0xf5, "Lost Host Communication";
     }
 }
 
@@ -113,6 +115,8 @@ bits! {
         reachability_group / with_reachability_group: bool @ 17, 1, "Reachability Group Notices";
         reachability_association / with_reachability_association: bool @ 18, 1, "Reachability Association Notices";
         allocated_ns_attribute / with_allocated_ns_attribute: bool @ 19, 1, "Allocated Namespace Attribute Notices";
+        cross_reset / with_cross_reset: bool @ 20, 1, "Cross-Controller Reset Completed Notices";
+        lost_host / with_lost_host: bool @ 21, 1, "Lost Host Communication Notices";
         zone_descriptor / with_zone_descriptor: bool @ 27, 1, "Zone Descriptor Changed Notices";
         discovery_log / with_discovery_log: bool @ 31, 1, "Discovery Log Page Change Notification";
     }

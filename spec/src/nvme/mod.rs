@@ -2,6 +2,7 @@
 
 pub mod command;
 pub mod completion;
+pub mod cross_reset;
 pub mod event;
 pub mod feature;
 pub mod identify;

@@ -35,6 +35,7 @@ codes! {
         MANAGE_EXPORTED_NVM_SUBSYSTEM = 0x2d, "Manage Exported NVM Subsystem";
         MANAGE_EXPORTED_NAMESPACE = 0x31, "Manage Exported Namespace";
         MANAGE_EXPORTED_PORT = 0x35, "Manage Exported Port";
+        CROSS_CONTROLLER_RESET = 0x38, "Cross-Controller Reset";
         SEND_DISCOVERY_LOG_PAGE = 0x39, "Send Discovery Log Page";
         TRACK_SEND = 0x3d, "Track Send";
         TRACK_RECEIVE = 0x3e, "Track Receive";

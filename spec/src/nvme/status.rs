@@ -318,6 +318,12 @@ statuses! { ALL:
         CONTROLLER_SUSPENDED = 0x39, "Controller Suspended";
         CONTROLLER_NOT_SUSPENDED = 0x3a, "Controller Not Suspended";
         CONTROLLER_DATA_QUEUE_FULL = 0x3b, "Controller Data Queue Full";
+        NS_SANITIZE_LIMIT_EXCEEDED = 0x3c, "Request Exceeds Maximum Namespace Sanitize Operations In Progress";
+        DEFAULT_PERSONALITY_REQUIRED = 0x3d, "Manufacturing Default Personality Required";
+        INVALID_POWER_LIMIT = 0x3e, "Invalid Power Limit";
+        CROSS_RESET_IN_PROGRESS = 0x3f, "Cross-Controller Reset In Progress";
+        CROSS_RESET_LOG_FULL = 0x40, "Cross-Controller Reset Log Page Full";
+        CROSS_RESET_LIMIT_EXCEEDED = 0x41, "Cross-Controller Reset Limit Exceeded";
         STREAM_RESOURCE_ALLOCATION_FAILED = 0x7f, "Stream Resource Allocation Failed";
         CONFLICTING_ATTRIBUTES = 0x80, "Conflicting Attributes";
         INVALID_PROTECTION_INFORMATION = 0x81, "Invalid Protection Information";

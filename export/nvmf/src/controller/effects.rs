@@ -21,17 +21,36 @@ const ADMIN: &[(AdminOpcode, bool)] = &[
     (AdminOpcode::KEEP_ALIVE, true),
 ];
 
-/// Log pages: of I/O controllers, of discovery controllers.
-const LOGS: &[(Lid, bool, bool)] = &[
-    (Lid::SUPPORTED_LOG_PAGES, true, true),
-    (Lid::ERROR_INFORMATION, true, true),
-    (Lid::SMART_HEALTH, true, false),
-    (Lid::FIRMWARE_SLOT, true, false),
-    (Lid::CHANGED_NS_LIST, true, false),
-    (Lid::COMMANDS_SUPPORTED, true, false),
-    (Lid::FEATURES_SUPPORTED, true, true),
-    (Lid::NVME_MI_COMMANDS_SUPPORTED, true, false),
-    (Lid::DISCOVERY, false, true),
+/// What kind of controller it is, as far as its log pages go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Discovery,
+    Io,
+    /// With ANA reporting.
+    IoAna,
+}
+
+/// Which kinds of controllers have a log page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum On {
+    All,
+    Io,
+    Discovery,
+    Ana,
+}
+
+/// Log pages.
+const LOGS: &[(Lid, On)] = &[
+    (Lid::SUPPORTED_LOG_PAGES, On::All),
+    (Lid::ERROR_INFORMATION, On::All),
+    (Lid::SMART_HEALTH, On::Io),
+    (Lid::FIRMWARE_SLOT, On::Io),
+    (Lid::CHANGED_NS_LIST, On::Io),
+    (Lid::COMMANDS_SUPPORTED, On::Io),
+    (Lid::ANA, On::Ana),
+    (Lid::FEATURES_SUPPORTED, On::All),
+    (Lid::NVME_MI_COMMANDS_SUPPORTED, On::Io),
+    (Lid::DISCOVERY, On::Discovery),
 ];
 
 /// FSP bit 1: the feature belongs to the controller; bit 0: to a namespace.
@@ -42,15 +61,21 @@ pub(super) fn admin_supported(opcode: AdminOpcode, discovery: bool) -> bool {
     ADMIN.iter().any(|(known, both)| *known == opcode && (*both || !discovery))
 }
 
-pub(super) fn log_supported(lid: Lid, discovery: bool) -> bool {
-    LOGS.iter().any(|(known, io, disc)| *known == lid && if discovery { *disc } else { *io })
+pub(super) fn log_supported(lid: Lid, kind: Kind) -> bool {
+    let has = |on| match on {
+        On::All => true,
+        On::Io => kind != Kind::Discovery,
+        On::Discovery => kind == Kind::Discovery,
+        On::Ana => kind == Kind::IoAna,
+    };
+    LOGS.iter().any(|(known, on)| *known == lid && has(*on))
 }
 
 /// LID 00h.
-pub(super) fn supported_log_pages(discovery: bool) -> SupportedLogPages {
+pub(super) fn supported_log_pages(kind: Kind) -> SupportedLogPages {
     let mut page = SupportedLogPages::default();
     for (lid, entry) in (0..=u8::MAX).zip(page.lids.iter_mut()) {
-        *entry = U32::new(LogSupport(0).with_lsupp(log_supported(Lid(lid), discovery)).0);
+        *entry = U32::new(LogSupport(0).with_lsupp(log_supported(Lid(lid), kind)).0);
     }
     page
 }

@@ -16,15 +16,18 @@ pub(super) enum Event {
     NamespaceAttribute,
     /// The discovery log page changed for this host.
     DiscoveryLog,
+    /// The state of an ANA group changed, or the group of a namespace.
+    AnaChange,
 }
 
 impl Event {
-    const ALL: [Self; 2] = [Self::NamespaceAttribute, Self::DiscoveryLog];
+    const ALL: [Self; 3] = [Self::AnaChange, Self::NamespaceAttribute, Self::DiscoveryLog];
 
     const fn bit(self) -> u8 {
         match self {
             Self::NamespaceAttribute => 1,
             Self::DiscoveryLog => 2,
+            Self::AnaChange => 4,
         }
     }
 
@@ -33,6 +36,7 @@ impl Event {
         let (info, lid) = match self {
             Self::NamespaceAttribute => (NoticeEvent::NS_ATTRIBUTE_CHANGED, Lid::CHANGED_NS_LIST),
             Self::DiscoveryLog => (NoticeEvent::DISCOVERY_LOG_CHANGE, Lid::DISCOVERY),
+            Self::AnaChange => (NoticeEvent::ANA_CHANGE, Lid::ANA),
         };
         EventResult::new(EventType::NOTICE, info.0, lid)
     }
@@ -42,6 +46,7 @@ impl Event {
         match self {
             Self::NamespaceAttribute => config.ns_attribute(),
             Self::DiscoveryLog => config.discovery_log(),
+            Self::AnaChange => config.ana_change(),
         }
     }
 }

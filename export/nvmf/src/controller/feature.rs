@@ -91,6 +91,9 @@ impl Controller {
         if feature.ns_specific && self.params.subsystem.namespace(nsid).is_none() && nsid != NSID_ALL {
             return Err(self.no_namespace(nsid));
         }
+        if feature.ns_specific {
+            self.path_open(nsid)?;
+        }
         match FeatureSelect(dw10.sel()) {
             FeatureSelect::CURRENT => self.current(feature.fid, sqe, out),
             // Nothing is saved, so that the saved value is the default (Base 4.4).
@@ -149,6 +152,9 @@ impl Controller {
         let nsid = sqe.nsid.get();
         if !feature.ns_specific && nsid != 0 && nsid != NSID_ALL {
             return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC.with_dnr());
+        }
+        if feature.ns_specific {
+            self.path_open(nsid)?;
         }
         let value = sqe.cdw11.get();
         let dw0 = match feature.fid {
@@ -241,7 +247,7 @@ impl Controller {
         if self.is_discovery() {
             EventConfig(0).with_discovery_log(true)
         } else {
-            EventConfig(0).with_ns_attribute(true)
+            EventConfig(0).with_ns_attribute(true).with_ana_change(self.params.subsystem.ana_reporting)
         }
     }
 

@@ -62,7 +62,8 @@ impl Controller {
         match cmd.cns {
             Cns::NAMESPACE | Cns::ALLOCATED_NAMESPACE => {
                 let namespace = self.valid_namespace(nsid)?;
-                out.extend_from_slice(namespace.map(identify_namespace).unwrap_or_default().as_bytes());
+                let data = namespace.map(|ns| self.on_path(ns, identify_namespace(ns)));
+                out.extend_from_slice(data.unwrap_or_default().as_bytes());
             }
             Cns::ACTIVE_NS_LIST | Cns::ALLOCATED_NS_LIST => self.ns_list(nsid, out)?,
             Cns::NS_ID_DESCRIPTORS => {
@@ -71,7 +72,8 @@ impl Controller {
             }
             Cns::INDEPENDENT_NAMESPACE => {
                 let namespace = self.valid_namespace(nsid)?;
-                out.extend_from_slice(namespace.map(identify_independent).unwrap_or_default().as_bytes());
+                let data = namespace.map(|ns| self.on_path_independent(ns, identify_independent(ns)));
+                out.extend_from_slice(data.unwrap_or_default().as_bytes());
             }
             Cns::CSI_NAMESPACE | Cns::CSI_CONTROLLER | Cns::CSI_ACTIVE_NS_LIST if cmd.csi != Csi::NVM => {
                 // A command set that this controller does not have (CNS 1Ch).
@@ -181,6 +183,7 @@ impl Controller {
         ascii(&params.subsystem.serial_number, &mut data.sn);
         ascii(&params.subsystem.model_number, &mut data.mn);
         data.cmic = MultipathCapabilities(0).with_mports(true).with_mctrs(true).0;
+        self.tell_paths(&mut data);
         data.frmw = FRMW;
         data.nn = U32::new(params.subsystem.max_namespaces);
         data.mnan = U32::new(params.subsystem.max_namespaces);

@@ -2,6 +2,7 @@
 
 use penstock_bdev::Op;
 use penstock_reactor::Tick;
+use penstock_spec::nvme::log::ana::LSP_RETURN_GROUPS_ONLY;
 use penstock_spec::nvme::log::health::{FirmwareSlotLog, SmartLog};
 use penstock_spec::nvme::log::{GetLogPageCmd, Lid};
 use penstock_spec::nvme::opcode::Csi;
@@ -33,7 +34,7 @@ impl Controller {
         if len > ADMIN_DATA_LEN_MAX || cmd.offset_is_index() || !cmd.lpo.get().is_multiple_of(4) {
             return Err(INVALID_FIELD);
         }
-        if !effects::log_supported(cmd.lid, self.is_discovery()) {
+        if !effects::log_supported(cmd.lid, self.kind()) {
             return Err(Status::INVALID_LOG_PAGE.with_dnr());
         }
         // No page is per namespace (LPA bit 0 is clear).
@@ -52,11 +53,12 @@ impl Controller {
     fn log_page(&self, cmd: &GetLogPageCmd, now: Tick) -> Result<Vec<u8>, Status> {
         let discovery = self.is_discovery();
         let page = match cmd.lid {
-            Lid::SUPPORTED_LOG_PAGES => effects::supported_log_pages(discovery).as_bytes().to_vec(),
+            Lid::SUPPORTED_LOG_PAGES => effects::supported_log_pages(self.kind()).as_bytes().to_vec(),
             Lid::ERROR_INFORMATION => self.errors.page(),
             Lid::SMART_HEALTH => self.smart(now).as_bytes().to_vec(),
             Lid::FIRMWARE_SLOT => firmware_slots().as_bytes().to_vec(),
             Lid::CHANGED_NS_LIST => self.changed_namespaces(),
+            Lid::ANA => self.ana.page(cmd.lsp() & LSP_RETURN_GROUPS_ONLY != 0),
             Lid::COMMANDS_SUPPORTED => {
                 let csi = Csi(u8::try_from(cmd.cdw14.get() >> 24).unwrap_or(u8::MAX));
                 if csi != Csi::NVM {
@@ -82,6 +84,7 @@ impl Controller {
                 self.events.was_read(Event::NamespaceAttribute);
             }
             Lid::DISCOVERY => self.events.was_read(Event::DiscoveryLog),
+            Lid::ANA => self.events.was_read(Event::AnaChange),
             _ => {}
         }
     }

@@ -20,6 +20,7 @@ mod feature;
 mod identify;
 mod keep_alive;
 mod log;
+mod path;
 mod property;
 mod shared;
 
@@ -38,6 +39,7 @@ pub use error_log::CommandError;
 pub use event::AER_MAX;
 pub use shared::CtrlShared;
 
+use crate::ana::AnaLog;
 use crate::config::{ADMIN_DATA_LEN_MAX, DiscoveryConfig, Nsid, SubsystemConfig, SubsystemKind};
 use crate::discovery;
 use crate::io_cmd::Transfer;
@@ -68,6 +70,8 @@ pub struct ControllerParams {
     pub hostid: [u8; 16],
     /// Keep Alive Timeout of Connect, in milliseconds.
     pub kato_ms: u32,
+    /// The port that it came by.
+    pub portid: u16,
     /// This end of the admin connection: what stands for "any address" in the discovery log.
     pub local: SocketAddr,
 }
@@ -129,6 +133,7 @@ pub struct Controller {
     keep_alive: KeepAlive,
     errors: ErrorLog,
     changed: BTreeSet<Nsid>,
+    ana: AnaLog,
     /// Event requests that a reset or an Abort ended: command identifier and status.
     ended: Vec<(u16, Status)>,
     aborts: u8,
@@ -183,6 +188,7 @@ impl Controller {
             keep_alive: KeepAlive::new(params.kato_ms, discovery, now),
             errors: ErrorLog::default(),
             changed: BTreeSet::new(),
+            ana: AnaLog::new(&params.subsystem, params.portid),
             ended: Vec::new(),
             aborts: 0,
             io_teardown: false,
@@ -364,6 +370,10 @@ impl Controller {
     /// A new generation of the subsystem: the host is told which namespaces changed.
     pub fn set_subsystem(&mut self, subsystem: Arc<SubsystemConfig>) {
         let changed = subsystem.changed_namespaces(&self.params.subsystem);
+        if self.ana.update(&self.params.subsystem, &subsystem, self.params.portid) && subsystem.ana_reporting
+        {
+            self.events.raise(Event::AnaChange);
+        }
         self.params.subsystem = subsystem;
         if !changed.is_empty() && !self.is_discovery() {
             self.changed.extend(changed);

@@ -66,6 +66,7 @@ fn controller(kind: SubsystemKind, kato_ms: u32) -> Controller {
         hostnqn: nqn("host"),
         hostid: [7; 16],
         kato_ms,
+        portid: 1,
         local: "127.0.0.1:4420".parse().unwrap(),
     };
     Controller::new(params, Tick::ZERO)

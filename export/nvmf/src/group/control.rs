@@ -125,8 +125,15 @@ impl Group {
         }
         let Some(entry) = self.entry_mut(id.conn) else { return Ok(()) };
         entry.conn.link = Link::Joining;
-        let join =
-            Join { conn: id.conn, serial: entry.serial, slot: id.slot, from: self.index, hops: 0, wanted };
+        let join = Join {
+            conn: id.conn,
+            portid,
+            serial: entry.serial,
+            slot: id.slot,
+            from: self.index,
+            hops: 0,
+            wanted,
+        };
         self.post(self.index, Msg::Join(Box::new(join)));
         Ok(())
     }
@@ -156,6 +163,7 @@ impl Group {
             hostnqn: wanted.hostnqn,
             hostid: wanted.hostid,
             kato_ms: wanted.kato_ms,
+            portid: entry.portid,
             local,
         };
         let controller = Controller::new(params, now);

@@ -77,7 +77,7 @@ pub(crate) struct Core {
     /// Places of channels with I/O under way.
     active: Vec<u32>,
     ios: Vec<Box<Io>>,
-    buffer_bytes: u64,
+    pub(super) buffer_bytes: u64,
     /// Requests that wait for a buffer.
     pub(crate) starved: VecDeque<ReqId>,
     /// Commands for controllers and queue pairs.
@@ -85,6 +85,8 @@ pub(crate) struct Core {
     /// Commands that failed, for their controllers' logs.
     pub(super) failures: Vec<Failure>,
     pub(crate) stats: GroupStats,
+    /// Some path of some subsystem refuses commands.
+    pub(super) paths_closed: bool,
 }
 
 impl Core {
@@ -102,6 +104,7 @@ impl Core {
             control: VecDeque::new(),
             failures: Vec::new(),
             stats: GroupStats::default(),
+            paths_closed: false,
         }
     }
 
@@ -155,6 +158,7 @@ impl Core {
             subsystem.chans = fresh;
             subsystem.errors = errors;
         }
+        self.look_at_paths();
         place
     }
 
@@ -173,6 +177,7 @@ impl Core {
         if let Some(slot) = self.subsystems.get_mut(place as usize) {
             *slot = None;
         }
+        self.look_at_paths();
     }
 
     fn add(&mut self, config: &Arc<SubsystemConfig>) -> u32 {
@@ -423,6 +428,9 @@ impl Sink for Core {
         if let Link::Io(queue) = link
             && sqe.opc != NvmOpcode::FABRICS.0
         {
+            if self.paths_closed {
+                self.path_open(queue, sqe.nsid.get())?;
+            }
             let judged = self.judge_io(queue.subsystem, id, req, sqe);
             if let Err(status) = judged {
                 self.refused(queue, sqe, status);
@@ -472,6 +480,12 @@ impl Sink for Core {
 
     #[inline]
     fn execute(&mut self, link: &Link, id: ReqId, req: &mut Req) -> Exec {
+        // Its data may have come after its path was closed.
+        if self.paths_closed
+            && let Err(status) = self.still_open(link, req)
+        {
+            return Exec::Done(status);
+        }
         let exec = match req.kind {
             ReqKind::Io { chan } => self.submit(chan, id, req),
             ReqKind::Control => {

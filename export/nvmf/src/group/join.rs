@@ -22,6 +22,8 @@ pub(super) struct Join {
     /// Where it came in.
     pub(super) from: usize,
     pub(super) conn: u32,
+    /// By which port.
+    pub(super) portid: u16,
     pub(super) serial: u64,
     pub(super) slot: u16,
     /// Reactors that do not have the controller.
@@ -32,6 +34,8 @@ pub(super) struct Join {
 #[derive(Debug, Clone)]
 pub(super) struct Joined {
     pub(super) shared: Arc<CtrlShared>,
+    /// The port by which it came.
+    pub(super) portid: u16,
     /// The controller's reactor and its place there.
     pub(super) owner: usize,
     pub(super) controller: u32,
@@ -139,14 +143,21 @@ impl Group {
         if params.hostid != join.wanted.hostid {
             return Err(Refusal::data(connect::HOSTID_OFF));
         }
+        // A path has one state: what came by another port would be on two (Base 8.1.1).
+        if params.subsystem.ana_reporting && params.portid != join.portid {
+            return Err(Refusal::data(connect::CNTLID_OFF));
+        }
+        let portid = params.portid;
         association.controller.io_queue_allowed()?;
         let qid = join.wanted.qid;
+        let params = association.controller.params();
         if qid > params.options.max_io_qpairs_per_ctrlr || !association.controller.shared().claim_queue(qid) {
             return Err(Refusal::sqe(connect::QID_OFF));
         }
         association.members.push(Member { qid, peer: join.from, conn: join.conn, serial: join.serial });
         Ok(Joined {
             shared: Arc::clone(association.controller.shared()),
+            portid,
             owner: self.index,
             controller: u32::try_from(at).unwrap_or(u32::MAX),
         })
@@ -170,9 +181,9 @@ impl Group {
         match (entry, answer, place) {
             (Some(entry), Ok(joined), Some(subsystem)) => {
                 let qid = join.wanted.qid;
-                let Joined { shared, owner, controller } = joined;
+                let Joined { shared, portid, owner, controller } = joined;
                 let cntlid = shared.cntlid();
-                entry.conn.link = Link::Io(IoQueue { subsystem, shared, qid, owner, controller });
+                entry.conn.link = Link::Io(IoQueue { subsystem, shared, qid, portid, owner, controller });
                 let flow_control = join.wanted.flow_control;
                 entry.conn.connected(join.wanted.entries, flow_control, in_capsule, &self.core.params);
                 self.core.stats.io_qpairs += 1;
@@ -181,8 +192,9 @@ impl Group {
             }
             (entry, Ok(joined), _) => {
                 let alive = entry.is_some();
-                let Joined { shared, owner, controller } = joined;
-                self.left(&IoQueue { subsystem: u32::MAX, shared, qid: join.wanted.qid, owner, controller });
+                let Joined { shared, portid, owner, controller } = joined;
+                let qid = join.wanted.qid;
+                self.left(&IoQueue { subsystem: u32::MAX, shared, qid, portid, owner, controller });
                 if alive {
                     self.refuse(id, Refusal::data(connect::SUBNQN_OFF));
                 }

@@ -15,6 +15,7 @@ mod control;
 mod core;
 mod failure;
 mod join;
+mod path;
 mod read;
 mod stats;
 
@@ -410,6 +411,7 @@ impl Group {
                 _ => {}
             }
         }
+        stats.buffer_bytes = self.core.buffer_bytes;
         stats.pending_bdev_io = u64::try_from(self.core.pending()).unwrap_or(u64::MAX);
         stats
     }

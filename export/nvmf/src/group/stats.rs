@@ -23,4 +23,6 @@ pub struct GroupStats {
     pub refused: u64,
     /// Commands that had to wait for a buffer.
     pub buffer_waits: u64,
+    /// Bytes of data in the buffers of commands now.
+    pub buffer_bytes: u64,
 }

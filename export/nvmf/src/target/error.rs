@@ -87,6 +87,12 @@ pub enum TargetError {
         /// The limit.
         max: usize,
     },
+    /// The subsystem reports no ANA states.
+    #[error("subsystem {nqn} has no ANA reporting; create it with \"ana_reporting\": true")]
+    NoAna {
+        /// The subsystem.
+        nqn: String,
+    },
     /// The discovery subsystem has none of that.
     #[error("the discovery subsystem cannot {what}")]
     Discovery {

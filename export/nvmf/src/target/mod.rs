@@ -8,6 +8,7 @@
 
 mod error;
 mod params;
+mod path;
 mod report;
 mod subsystem;
 
@@ -29,6 +30,7 @@ use penstock_spec::nvmf::Nqn;
 
 pub use error::TargetError;
 pub use params::{CreateSubsystem, ListenAddress, Namespace};
+pub use path::ListenOptions;
 
 use crate::config::{DiscoveryConfig, SubsystemConfig, SubsystemKind};
 use crate::group::{GroupCell, Peers};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::error::TargetError;
+use crate::ana;
 use crate::config::{MODEL_LEN_MAX, NAMESPACES_DEFAULT, NAMESPACES_MAX, SERIAL_LEN_MAX};
 
 /// `nvmf_create_subsystem`.
@@ -34,9 +35,12 @@ pub struct CreateSubsystem {
     /// The largest controller identifier.
     #[serde(default = "default_max_cntlid")]
     pub max_cntlid: u16,
-    /// ANA reporting: there is none yet, so only `false` is taken.
-    #[serde(default, skip_serializing)]
+    /// Whether Asymmetric Namespace Access is reported.
+    #[serde(default)]
     pub ana_reporting: bool,
+    /// The largest ANA group identifier; as many as there may be namespaces where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ana_groups: Option<u32>,
     /// Passthrough of NVMe commands: only `false` is taken.
     #[serde(default, skip_serializing)]
     pub passthrough: bool,
@@ -74,6 +78,7 @@ impl CreateSubsystem {
             min_cntlid: default_min_cntlid(),
             max_cntlid: default_max_cntlid(),
             ana_reporting: false,
+            max_ana_groups: None,
             passthrough: false,
             enable_nssr: false,
         }
@@ -96,7 +101,13 @@ impl CreateSubsystem {
                 allowed: format!("a range within 1 to {CNTLID_MAX}"),
             });
         }
-        refuse("ana_reporting", self.ana_reporting)?;
+        if self.max_ana_groups.is_some_and(|groups| groups == 0 || groups > ana::GROUPS_MAX) {
+            return Err(TargetError::Invalid {
+                parameter: "max_ana_groups",
+                value: self.max_ana_groups.unwrap_or(0).to_string(),
+                allowed: format!("1 to {}", ana::GROUPS_MAX),
+            });
+        }
         refuse("passthrough", self.passthrough)?;
         refuse("enable_nssr", self.enable_nssr)
     }
@@ -137,6 +148,9 @@ pub struct Namespace {
     /// UUID; the bdev's where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
+    /// ANA group; the one with the number of the NSID where none is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anagrpid: Option<u32>,
     /// Whether the namespace is hidden from hosts that are not named: only `false` is taken.
     #[serde(default, skip_serializing)]
     pub no_auto_visible: bool,

@@ -7,7 +7,9 @@ use penstock_spec::nvmf::Nqn;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::path::{state_calls, told_states};
 use super::{ListenAddress, Target, TargetError};
+use crate::ana;
 use crate::config::{ListenerConfig, NamespaceConfig, SubsystemConfig, SubsystemKind};
 use crate::group::GroupCell;
 use crate::io_cmd::WZSL;
@@ -52,8 +54,14 @@ impl Target {
     /// [`TargetError::NoSubsystem`].
     pub fn get_listeners(&self, nqn: &str) -> Result<Value, TargetError> {
         let config = self.subsystem(nqn)?;
-        let listeners = config.listeners.iter();
-        Ok(listeners.map(|l| json!({ "address": address(l.addr), "ana_state": "optimized" })).collect())
+        let tell = |listener: &ListenerConfig| {
+            let mut told = json!({ "address": address(listener.addr) });
+            if let (Some(states), Some(object)) = (told_states(&config, listener), told.as_object_mut()) {
+                object.insert("ana_states".to_owned(), states);
+            }
+            told
+        };
+        Ok(config.listeners.iter().map(tell).collect())
     }
 
     /// `nvmf_subsystem_get_controllers`.
@@ -130,12 +138,16 @@ impl Target {
             for ns in config.namespaces.values() {
                 calls.push((
                     "nvmf_subsystem_add_ns",
-                    json!({ "nqn": nqn, "namespace": namespace(ns, false) }),
+                    json!({ "nqn": nqn, "namespace": namespace(config, ns, false) }),
                 ));
             }
             for listener in &config.listeners {
-                let params = json!({ "nqn": nqn, "listen_address": address(listener.addr) });
+                let mut params = json!({ "nqn": nqn, "listen_address": address(listener.addr) });
+                if let (true, Some(object)) = (config.ana_reporting, params.as_object_mut()) {
+                    object.insert("ana_state".to_owned(), json!(ana::name_of(listener.ana.all())));
+                }
                 calls.push(("nvmf_subsystem_add_listener", params));
+                calls.extend(state_calls(config, listener));
             }
         }
         calls
@@ -173,7 +185,7 @@ fn address(addr: SocketAddr) -> Value {
 }
 
 fn created(config: &SubsystemConfig) -> Value {
-    json!({
+    let mut value = json!({
         "nqn": config.nqn.as_str(),
         "allow_any_host": config.allow_any_host,
         "serial_number": config.serial_number,
@@ -181,7 +193,12 @@ fn created(config: &SubsystemConfig) -> Value {
         "max_namespaces": config.max_namespaces,
         "min_cntlid": config.min_cntlid,
         "max_cntlid": config.max_cntlid,
-    })
+        "ana_reporting": config.ana_reporting,
+    });
+    if let (true, Some(object)) = (config.ana_reporting, value.as_object_mut()) {
+        object.insert("max_ana_groups".to_owned(), json!(config.max_ana_groups));
+    }
+    value
 }
 
 fn subsystem(config: &SubsystemConfig) -> Value {
@@ -195,7 +212,7 @@ fn subsystem(config: &SubsystemConfig) -> Value {
         "hosts": hosts.collect::<Vec<_>>(),
     });
     if let (SubsystemKind::Nvm, Some(object)) = (config.kind, value.as_object_mut()) {
-        let namespaces: Vec<_> = config.namespaces.values().map(|ns| namespace(ns, true)).collect();
+        let namespaces: Vec<_> = config.namespaces.values().map(|ns| namespace(config, ns, true)).collect();
         for (key, value) in [
             ("serial_number", json!(config.serial_number)),
             ("model_number", json!(config.model_number)),
@@ -214,7 +231,7 @@ fn subsystem(config: &SubsystemConfig) -> Value {
 }
 
 /// `compatible`: with SPDK's older `name` beside `bdev_name`.
-fn namespace(ns: &NamespaceConfig, compatible: bool) -> Value {
+fn namespace(config: &SubsystemConfig, ns: &NamespaceConfig, compatible: bool) -> Value {
     let bdev = ns.descriptor.shared().name();
     let mut value =
         json!({ "nsid": ns.nsid.0, "bdev_name": bdev, "nguid": hex(&ns.nguid), "uuid": ns.uuid.to_string() });
@@ -224,6 +241,9 @@ fn namespace(ns: &NamespaceConfig, compatible: bool) -> Value {
         }
         if ns.eui64 != [0; 8] {
             object.insert("eui64".to_owned(), json!(hex(&ns.eui64)));
+        }
+        if config.ana_reporting {
+            object.insert("anagrpid".to_owned(), json!(ns.anagrpid));
         }
     }
     value

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use penstock_reactor::ReactorError;
 use penstock_spec::nvmf::Nqn;
-use penstock_spec::nvmf::discovery::TrType;
 
 use super::params::{CreateSubsystem, ListenAddress, Namespace};
-use super::{Portal, Target, TargetError, parse_nqn};
+use super::{ListenOptions, Portal, Target, TargetError, parse_nqn};
 use crate::config::{
     HOSTS_MAX, HostConfig, LISTENERS_MAX, ListenerConfig, NAMESPACES_DEFAULT, NamespaceConfig, Nsid,
     PORTALS_MAX, SUBSYSTEMS_MAX, SubsystemConfig, SubsystemKind,
@@ -30,6 +29,8 @@ impl Target {
         (config.min_cntlid, config.max_cntlid) = (params.min_cntlid, params.max_cntlid);
         config.max_namespaces =
             if params.max_namespaces == 0 { NAMESPACES_DEFAULT } else { params.max_namespaces };
+        config.ana_reporting = params.ana_reporting;
+        config.max_ana_groups = params.max_ana_groups.unwrap_or(config.max_namespaces);
         let config = Arc::new(config);
         {
             let mut state = self.0.state.borrow_mut();
@@ -87,6 +88,7 @@ impl Target {
         };
         let found = self.0.registry.find(&params.bdev_name).map_err(bdev)?;
         let identity = params.identity(found.shared().uuid())?;
+        let anagrpid = params.ana_group(&subsystem, nsid)?;
         drop(found);
         let owner = format!("NVMe-oF subsystem {}", subsystem.nqn);
         let descriptor = self.0.registry.export(&params.bdev_name, &owner).map_err(bdev)?;
@@ -99,7 +101,7 @@ impl Target {
             uuid: identity.uuid,
             nguid: identity.nguid,
             eui64: identity.eui64,
-            anagrpid: 1,
+            anagrpid,
         };
         let ((), answers) = self.change(&subsystem.nqn, |config| {
             config.namespaces.insert(nsid, namespace);
@@ -185,8 +187,22 @@ impl Target {
     /// # Errors
     /// An address that cannot be had, [`TargetError::Present`], [`TargetError::NoTransport`].
     pub async fn add_listener(&self, nqn: &str, address: &ListenAddress) -> Result<SocketAddr, TargetError> {
+        self.add_listener_with(nqn, address, &ListenOptions::default()).await
+    }
+
+    /// As [`Self::add_listener`], with options.
+    ///
+    /// # Errors
+    /// As [`Self::add_listener`]; an option that makes no sense.
+    pub async fn add_listener_with(
+        &self,
+        nqn: &str,
+        address: &ListenAddress,
+        options: &ListenOptions,
+    ) -> Result<SocketAddr, TargetError> {
         let wanted = address.addr()?;
         let subsystem = self.subsystem(nqn)?;
+        let ana = options.paths(&subsystem)?;
         if self.0.state.borrow().options.is_none() {
             return Err(TargetError::NoTransport { trtype: "TCP".to_owned() });
         }
@@ -202,7 +218,7 @@ impl Target {
             if config.listeners.iter().any(|listener| listener.addr == addr) {
                 return Err(present(config, addr));
             }
-            config.listeners.push(ListenerConfig { portid, trtype: TrType::TCP, addr });
+            config.listeners.push(ListenerConfig { ana, ..ListenerConfig::tcp(portid, addr) });
             Ok(())
         });
         let mut answers = match changed {
@@ -297,7 +313,11 @@ impl Target {
         self.all(ended, &what).await.map(drop)
     }
 
-    fn nvm_subsystem(&self, nqn: &str, what: &'static str) -> Result<Arc<SubsystemConfig>, TargetError> {
+    pub(super) fn nvm_subsystem(
+        &self,
+        nqn: &str,
+        what: &'static str,
+    ) -> Result<Arc<SubsystemConfig>, TargetError> {
         let config = self.subsystem(nqn)?;
         if config.kind == SubsystemKind::Discovery {
             return Err(TargetError::Discovery { what });
@@ -335,7 +355,7 @@ fn free_nsid(config: &SubsystemConfig, wanted: Option<u32>) -> Result<Nsid, Targ
     Ok(Nsid(wanted))
 }
 
-fn missing(config: &SubsystemConfig, what: String) -> TargetError {
+pub(super) fn missing(config: &SubsystemConfig, what: String) -> TargetError {
     TargetError::Missing { nqn: config.nqn.to_string(), what }
 }
 

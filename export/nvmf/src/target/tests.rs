@@ -102,7 +102,7 @@ fn what_is_configured_is_told_in_spdks_shape() {
         }])
     );
     let listeners = bench.target.get_listeners(NQN).unwrap();
-    assert_eq!(listeners, json!([{ "address": listener, "ana_state": "optimized" }]));
+    assert_eq!(listeners, json!([{ "address": listener }]));
     let stats = block_on(bench.target.get_stats()).unwrap();
     assert_eq!(stats["poll_groups"].as_array().unwrap().len(), 2);
     assert_eq!(stats["poll_groups"][0]["transports"], json!([{ "trtype": "TCP" }]));
@@ -217,7 +217,7 @@ fn what_makes_no_sense_is_refused_by_name() {
         assert!(create(|p| p.model_number = "é".into()).await.contains("model_number"));
         assert!(create(|p| p.max_namespaces = 1 << 20).await.contains("max_namespaces"));
         assert!(create(|p| p.min_cntlid = 0).await.contains("min_cntlid"));
-        assert!(create(|p| p.ana_reporting = true).await.contains("ana_reporting"));
+        assert!(create(|p| p.max_ana_groups = Some(0)).await.contains("max_ana_groups"));
         assert!(text(target.create_transport(TransportOptions::default()).await).contains("exists"));
         assert!(text(target.delete_subsystem("discovery").await).contains("discovery"));
         assert!(text(target.remove_host(NQN, HOST).await).contains(HOST));

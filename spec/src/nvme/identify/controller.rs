@@ -55,7 +55,11 @@ wire! {
         pub crdt @ 128: [U16; 3],
         /// Controller Reachability Capabilities.
         pub crcap @ 134: u8,
-        rsvd135 @ 135: [u8; 118],
+        /// Controller Instance Uniquifier: counts the times that the controller became ready; never 0 where supported.
+        pub ciu @ 135: u8,
+        /// Controller Instance Random Number.
+        pub cirn @ 136: U64,
+        rsvd144 @ 144: [u8; 109],
         /// NVM Subsystem Report.
         pub nvmsr @ 253: u8,
         /// VPD Write Cycle Information.

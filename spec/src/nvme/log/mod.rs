@@ -41,6 +41,9 @@ codes! {
         REACHABILITY_GROUPS = 0x1a, "Reachability Groups";
         REACHABILITY_ASSOCIATIONS = 0x1b, "Reachability Associations";
         CHANGED_ALLOCATED_NS_LIST = 0x1c, "Changed Allocated Namespace List";
+        DEVICE_PERSONALITIES = 0x1d, "Device Personalities";
+        CROSS_CONTROLLER_RESET = 0x1e, "Cross-Controller Reset";
+        LOST_HOST_COMMUNICATION = 0x1f, "Lost Host Communication";
         FDP_CONFIGURATIONS = 0x20, "FDP Configurations";
         RECLAIM_UNIT_HANDLE_USAGE = 0x21, "Reclaim Unit Handle Usage";
         FDP_STATISTICS = 0x22, "FDP Statistics";

@@ -154,10 +154,10 @@ params! {
         max_ana_groups: Option<u32>,
         /// There is no label.
         admin_label: Option<Off>,
-        /// The limits of the bdevs hold.
-        dmrsl: Option<Off>,
-        /// The limits of the bdevs hold.
-        wzsl: Option<Off>,
+        /// Blocks that one Dataset Management command deallocates at most (DMRSL); 0: no limit. Default: 2097152.
+        dmrsl: Option<u32>,
+        /// The longest Write Zeroes: log2 of its length in pages of 4096 bytes (WZSL); 0: no limit. Default: 11.
+        wzsl: Option<u8>,
         /// No command is passed through to a device.
         passthrough: Option<Off>,
         /// There is no NVM subsystem reset.
@@ -480,6 +480,8 @@ async fn create_subsystem(app: Rc<App>, params: NewSubsystem) -> Result<Value, R
     new.max_cntlid = params.max_cntlid.unwrap_or(new.max_cntlid);
     new.ana_reporting = params.ana_reporting.unwrap_or(false);
     new.max_ana_groups = params.max_ana_groups;
+    new.dmrsl = params.dmrsl.unwrap_or(new.dmrsl);
+    new.wzsl = params.wzsl.unwrap_or(new.wzsl);
     app.target.create_subsystem(&new).await?;
     Ok(Value::Bool(true))
 }

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::ana::{self, PathStates};
 use crate::cntlid::ControllerIds;
+use crate::io_cmd::{DMRSL_DEFAULT, WZSL_DEFAULT};
 
 /// Subsystems of one target at most, discovery not counted.
 pub const SUBSYSTEMS_MAX: usize = 1024;
@@ -165,6 +166,10 @@ pub struct SubsystemConfig {
     pub ana_reporting: bool,
     /// The largest ANA group identifier (ANAGRPMAX), and how many there are (NANAGRPID).
     pub max_ana_groups: u32,
+    /// WZSL: log2 of the longest Write Zeroes, in pages; 0: no limit.
+    pub wzsl: u8,
+    /// DMRSL and DMSL: blocks that one Dataset Management command deallocates at most; 0: no limit.
+    pub dmrsl: u32,
     /// Whether every host may connect.
     pub allow_any_host: bool,
     /// Hosts that may connect otherwise.
@@ -194,6 +199,8 @@ impl SubsystemConfig {
             max_cntlid: CNTLID_MAX,
             ana_reporting: false,
             max_ana_groups: ana::GROUPS_MAX,
+            wzsl: WZSL_DEFAULT,
+            dmrsl: DMRSL_DEFAULT,
             allow_any_host: kind == SubsystemKind::Discovery,
             hosts: BTreeMap::new(),
             namespaces: BTreeMap::new(),

@@ -3,24 +3,19 @@
 //! Here NLB loses its 0's base, and nowhere else. A plan that comes out is in range, within the limits that Identify
 //! tells, and its data length agrees with its SGL; what it needs beyond that is the transport's.
 
+mod limits;
+mod ranges;
+
 use penstock_bdev::{Caps, IoFlags, Lba, Op};
-use penstock_spec::nvme::nvm::{DSM_RANGES_MAX, DsmAttributes, DsmCmd, DsmRange, RwCmd};
+use penstock_spec::nvme::nvm::{CopyCmd, CopyControl, CopyRange0, DsmAttributes, DsmCmd, DsmRange, RwCmd};
 use penstock_spec::nvme::sgl::TcpSgl;
 use penstock_spec::nvme::{Fuse, NSID_ALL, NvmOpcode, Psdt, Sqe, Status};
-use zerocopy::FromBytes;
 
-use crate::transport_options::{IO_SIZE_MAX, PAGE_BYTES, TransportOptions};
-
-/// Write Zeroes of one command at most, in bytes (WZSL of CNS 06h).
-pub const WRITE_ZEROES_LEN_MAX: u32 = 8 << 20;
-/// WZSL: log2 of [`WRITE_ZEROES_LEN_MAX`] in pages.
-pub const WZSL: u8 = 11;
-/// Data of Dataset Management at most, in bytes.
-pub const DSM_DATA_LEN_MAX: u32 = 4096;
-
-const _: () = assert!((PAGE_BYTES as u64) << WZSL == WRITE_ZEROES_LEN_MAX as u64);
-const _: () = assert!(DSM_RANGES_MAX * DsmRange::LEN == DSM_DATA_LEN_MAX as usize);
-const _: () = assert!(DSM_DATA_LEN_MAX <= IO_SIZE_MAX);
+pub use limits::{
+    COPY_DATA_LEN_MAX, COPY_LEN_MAX, COPY_RANGES_MAX, DMRSL_DEFAULT, DSM_DATA_LEN_MAX, IoLimits,
+    WZSL_DEFAULT, WZSL_MAX, copy_blocks_max,
+};
+pub use ranges::{CopyFault, check_copy, check_dsm, copy_range, dsm_range};
 
 /// What of a namespace the checks look at; a copy that is as old as the command is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,23 +28,6 @@ pub struct NsGeometry {
     pub caps: Caps,
 }
 
-/// What of the controller the checks look at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IoLimits {
-    /// Data of one command at most, in bytes (MDTS).
-    pub data_len_max: u32,
-    /// The largest NSID.
-    pub nsid_max: u32,
-}
-
-impl IoLimits {
-    /// The limits that Identify Controller tells.
-    #[must_use]
-    pub const fn new(options: &TransportOptions, nsid_max: u32) -> Self {
-        Self { data_len_max: options.max_io_size, nsid_max }
-    }
-}
-
 /// Which way a command's data goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transfer {
@@ -59,6 +37,8 @@ pub enum Transfer {
     FromHost(TcpSgl),
     /// To the host.
     ToHost(TcpSgl),
+    /// Nowhere: the command needs a buffer of so many bytes, and no data moves.
+    Scratch(u32),
 }
 
 impl Transfer {
@@ -68,6 +48,7 @@ impl Transfer {
     pub const fn len_bytes(&self) -> u32 {
         match self {
             Self::None => 0,
+            Self::Scratch(len) => *len,
             Self::FromHost(sgl) | Self::ToHost(sgl) => sgl.len(),
         }
     }
@@ -91,7 +72,7 @@ pub enum IoPlan {
     },
     /// A flush of every namespace of the subsystem.
     FlushAll,
-    /// Dataset Management: once the data are there, [`dsm_ranges`] tells which blocks to unmap.
+    /// Dataset Management: once the data are there, [`check_dsm`] and [`dsm_range`] tell which blocks to unmap.
     Dsm {
         /// Ranges in the data.
         ranges: u16,
@@ -100,20 +81,33 @@ pub enum IoPlan {
         /// Data; may be longer than the ranges (hosts always send a page).
         transfer: Transfer,
     },
+    /// Copy: once the data are there, [`check_copy`] and [`copy_range`] tell which blocks to copy where.
+    Copy {
+        /// Ranges in the data.
+        ranges: u16,
+        /// First block of the destination.
+        to: Lba,
+        /// How.
+        flags: IoFlags,
+        /// Data; may be longer than the ranges.
+        transfer: Transfer,
+    },
 }
 
 const INVALID_FIELD: Status = Status::INVALID_FIELD.with_dnr();
 
 /// Checks a command of an I/O queue. `ns` is the namespace of `sqe.nsid`, if it is active.
 ///
+/// A command of a fused pair is checked as any other; that the two belong together is the queue's to see.
+///
 /// # Errors
 /// The status to answer with; nothing is to be done and no data to be moved.
 #[inline]
 pub fn parse(sqe: &Sqe, ns: Option<&NsGeometry>, limits: &IoLimits) -> Result<IoPlan, Status> {
-    if sqe.fuse() != Fuse::Normal {
+    let opcode = NvmOpcode(sqe.opc);
+    if sqe.fuse() != Fuse::Normal && !may_be_fused(opcode, sqe.fuse()) {
         return Err(INVALID_FIELD);
     }
-    let opcode = NvmOpcode(sqe.opc);
     if !is_supported(opcode) {
         return Err(Status::INVALID_OPCODE.with_dnr());
     }
@@ -121,12 +115,20 @@ pub fn parse(sqe: &Sqe, ns: Option<&NsGeometry>, limits: &IoLimits) -> Result<Io
     match opcode {
         NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE => read_write(opcode, sqe, ns, limits),
         NvmOpcode::FLUSH => Ok(flush()),
-        NvmOpcode::WRITE_ZEROES => write_zeroes(sqe, ns),
+        NvmOpcode::WRITE_ZEROES => write_zeroes(sqe, ns, limits),
+        NvmOpcode::VERIFY => verify(sqe, ns, limits),
+        NvmOpcode::COPY => copy(sqe, ns),
         _ => dataset_management(sqe, ns),
     }
 }
 
-/// I/O commands of this target.
+/// Compare and Write is the one fused operation (FUSES).
+#[cold]
+fn may_be_fused(opcode: NvmOpcode, fuse: Fuse) -> bool {
+    matches!((opcode, fuse), (NvmOpcode::COMPARE, Fuse::First) | (NvmOpcode::WRITE, Fuse::Second))
+}
+
+/// I/O commands of this target, but for those of reservations.
 #[inline]
 #[must_use]
 pub const fn is_supported(opcode: NvmOpcode) -> bool {
@@ -138,6 +140,8 @@ pub const fn is_supported(opcode: NvmOpcode) -> bool {
             | NvmOpcode::COMPARE
             | NvmOpcode::WRITE_ZEROES
             | NvmOpcode::DATASET_MANAGEMENT
+            | NvmOpcode::VERIFY
+            | NvmOpcode::COPY
     )
 }
 
@@ -182,19 +186,20 @@ fn read_write(opcode: NvmOpcode, sqe: &Sqe, ns: &NsGeometry, limits: &IoLimits) 
     Ok(IoPlan::Io { op, flags, lba, blocks, transfer })
 }
 
-fn write_zeroes(sqe: &Sqe, ns: &NsGeometry) -> Result<IoPlan, Status> {
+/// Whether a command without data asks for protection information or a directive, of which there are none.
+fn has_extras(cmd: &RwCmd) -> bool {
+    let control = cmd.control();
+    control.pract() || control.prchk() != 0 || control.stc() || control.cetype() != 0
+}
+
+fn write_zeroes(sqe: &Sqe, ns: &NsGeometry, limits: &IoLimits) -> Result<IoPlan, Status> {
     let cmd = RwCmd::from_sqe(sqe);
     let control = cmd.control();
     let blocks = cmd.len_blocks();
-    if control.pract()
-        || control.prchk() != 0
-        || control.stc()
-        || control.cetype() != 0
-        || control.dtype() != 0
-    {
+    if has_extras(cmd) || control.dtype() != 0 {
         return Err(INVALID_FIELD);
     }
-    if u64::from(blocks) * u64::from(ns.block_bytes) > u64::from(WRITE_ZEROES_LEN_MAX) {
+    if u64::from(blocks) * u64::from(ns.block_bytes) > limits.write_zeroes_len_max() {
         return Err(INVALID_FIELD);
     }
     let lba = in_range(cmd.slba.get(), u64::from(blocks), ns)?;
@@ -205,16 +210,53 @@ fn write_zeroes(sqe: &Sqe, ns: &NsGeometry) -> Result<IoPlan, Status> {
     Ok(IoPlan::Io { op: Op::WriteZeroes, flags, lba, blocks, transfer: Transfer::None })
 }
 
+/// Verify reads the blocks and keeps nothing of them: what a device or a checksum has against them is the answer.
+fn verify(sqe: &Sqe, ns: &NsGeometry, limits: &IoLimits) -> Result<IoPlan, Status> {
+    let cmd = RwCmd::from_sqe(sqe);
+    let blocks = cmd.len_blocks();
+    let len = u64::from(blocks) * u64::from(ns.block_bytes);
+    // VSL is MDTS.
+    if has_extras(cmd) || cmd.control().dtype() != 0 || len > u64::from(limits.data_len_max) {
+        return Err(INVALID_FIELD);
+    }
+    let lba = in_range(cmd.slba.get(), u64::from(blocks), ns)?;
+    let len = u32::try_from(len).map_err(|_| INVALID_FIELD)?;
+    let flags = if cmd.control().fua() { IoFlags::FUA } else { IoFlags::NONE };
+    Ok(IoPlan::Io { op: Op::Read, flags, lba, blocks, transfer: Transfer::Scratch(len) })
+}
+
 fn dataset_management(sqe: &Sqe, ns: &NsGeometry) -> Result<IoPlan, Status> {
     let cmd = DsmCmd::from_sqe(sqe);
-    let sgl = data_sgl(sqe)?;
-    let needed = u32::from(cmd.ranges()) * 16;
-    if sgl.len() < needed || sgl.len() > DSM_DATA_LEN_MAX {
-        return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr());
-    }
+    let transfer = range_list(sqe, cmd.ranges(), DsmRange::LEN, DSM_DATA_LEN_MAX)?;
     // Deallocation is advice (NVM Command Set 3.3.3): a bdev that cannot unmap has nothing to do.
     let deallocate = DsmAttributes(cmd.attributes.get()).ad() && ns.caps.has(Op::Unmap);
-    Ok(IoPlan::Dsm { ranges: cmd.ranges(), deallocate, transfer: Transfer::FromHost(sgl) })
+    Ok(IoPlan::Dsm { ranges: cmd.ranges(), deallocate, transfer })
+}
+
+fn copy(sqe: &Sqe, ns: &NsGeometry) -> Result<IoPlan, Status> {
+    let cmd = CopyCmd::from_sqe(sqe);
+    let control = CopyControl(cmd.cdw12.get());
+    let extras = [control.prinfor(), control.prinfow(), control.cetype(), control.dtype()];
+    // Format 0h is the only one that OCFS offers.
+    if control.desfmt() != 0 || extras.iter().any(|extra| *extra != 0) || control.stcr() || control.stcw() {
+        return Err(INVALID_FIELD);
+    }
+    let ranges = u16::from(control.nr0()) + 1;
+    let transfer = range_list(sqe, ranges, CopyRange0::LEN, COPY_DATA_LEN_MAX)?;
+    let to = in_range(cmd.sdlba.get(), 1, ns)?;
+    let flags = if control.fua() { IoFlags::FUA } else { IoFlags::NONE };
+    Ok(IoPlan::Copy { ranges, to, flags, transfer })
+}
+
+/// The data of a command whose data are ranges. Hosts may send more than there are ranges: Linux sends a page.
+fn range_list(sqe: &Sqe, ranges: u16, range_len: usize, len_max: u32) -> Result<Transfer, Status> {
+    let sgl = data_sgl(sqe)?;
+    let needed = usize::from(ranges) * range_len;
+    let len = usize::try_from(sgl.len()).unwrap_or(usize::MAX);
+    if len < needed || sgl.len() > len_max {
+        return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr());
+    }
+    Ok(Transfer::FromHost(sgl))
 }
 
 /// The data pointer of a command that moves data: an SGL that NVMe/TCP can have.
@@ -233,27 +275,6 @@ fn in_range(slba: u64, blocks: u64, ns: &NsGeometry) -> Result<Lba, Status> {
         Some(end) if end <= ns.blocks => Ok(Lba(slba)),
         _ => Err(Status::LBA_OUT_OF_RANGE.with_dnr()),
     }
-}
-
-/// The blocks that a Dataset Management command names, all of them in range; empty ranges are left out.
-///
-/// # Errors
-/// Data Transfer Error where `data` is shorter than `ranges`; LBA Out of Range where any range is, before any is used.
-pub fn dsm_ranges(
-    data: &[u8],
-    ranges: u16,
-    ns: &NsGeometry,
-) -> Result<impl Iterator<Item = (Lba, u32)> + use<>, Status> {
-    let mut checked: [(u64, u32); DSM_RANGES_MAX] = [(0, 0); DSM_RANGES_MAX];
-    let mut rest = data;
-    for slot in checked.iter_mut().take(usize::from(ranges)) {
-        let (range, tail) = DsmRange::ref_from_prefix(rest).map_err(|_| Status::DATA_TRANSFER_ERROR)?;
-        in_range(range.slba.get(), u64::from(range.len_blocks.get()), ns)?;
-        *slot = (range.slba.get(), range.len_blocks.get());
-        rest = tail;
-    }
-    let used = checked.into_iter().take(usize::from(ranges));
-    Ok(used.filter(|(_, blocks)| *blocks > 0).map(|(slba, blocks)| (Lba(slba), blocks)))
 }
 
 #[cfg(test)]

@@ -94,8 +94,10 @@ pub(super) fn commands_supported(discovery: bool) -> CommandsSupportedLog {
         if discovery || !io_cmd::is_supported(opcode) {
             continue;
         }
-        let changes =
-            matches!(opcode, NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES | NvmOpcode::DATASET_MANAGEMENT);
+        let changes = matches!(
+            opcode,
+            NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES | NvmOpcode::DATASET_MANAGEMENT | NvmOpcode::COPY
+        );
         *entry = U32::new(supported.with_lbcc(changes).0);
     }
     page

@@ -1,6 +1,6 @@
 //! Identify (Base 5.2.14, NVM Command Set 4.1.5).
 
-use penstock_bdev::{Op, OpenMode};
+use penstock_bdev::{BLOCK_BYTES_MAX, Op, OpenMode};
 use penstock_spec::nvme::completion::Cqe;
 use penstock_spec::nvme::identify::controller::{
     ControllerAttributes, ControllerType, LogPageAttributes, MultipathCapabilities, OptionalNvm, SglSupport,
@@ -23,7 +23,7 @@ use super::keep_alive::KAS;
 use super::property::version;
 use super::{ABORTS_MAX, Controller, INVALID_FIELD, INVALID_NAMESPACE};
 use crate::config::NamespaceConfig;
-use crate::io_cmd::WZSL;
+use crate::io_cmd::{COPY_RANGES_MAX, copy_blocks_max};
 use crate::transport_options::{ADMIN_IN_CAPSULE_DATA, IO_SIZE_MAX};
 
 /// SQES and CQES over fabrics: 64 and 16 bytes, required and maximum.
@@ -43,6 +43,10 @@ const NSFEAT_VWC: u8 = 1 << 5;
 const DCTYPE_DDC: u8 = 1;
 /// NSATTR: write protected.
 const NSATTR_PROTECTED: u8 = 1;
+/// CDFS: Copy with descriptor format 0h.
+const CDFS_FORMAT_0: u16 = 1;
+/// FUSES: Compare and Write.
+const FUSES_COMPARE_AND_WRITE: u16 = 1;
 /// NVM Command Set Specification 1.0.
 const NVM_VERSION: u32 = 0x0001_0000;
 
@@ -61,8 +65,8 @@ impl Controller {
         }
         match cmd.cns {
             Cns::NAMESPACE | Cns::ALLOCATED_NAMESPACE => {
-                let namespace = self.valid_namespace(nsid)?;
-                let data = namespace.map(|ns| self.on_path(ns, identify_namespace(ns)));
+                let (namespace, io_size) = (self.valid_namespace(nsid)?, self.params.options.max_io_size);
+                let data = namespace.map(|ns| self.on_path(ns, identify_namespace(ns, io_size)));
                 out.extend_from_slice(data.unwrap_or_default().as_bytes());
             }
             Cns::ACTIVE_NS_LIST | Cns::ALLOCATED_NS_LIST => self.ns_list(nsid, out)?,
@@ -84,11 +88,7 @@ impl Controller {
                 out.extend_from_slice(namespace.map(identify_nvm).unwrap_or_default().as_bytes());
             }
             Cns::CSI_CONTROLLER => {
-                let mut limits = IdentifyControllerNvm::default();
-                limits.wzsl = WZSL;
-                limits.ver = U32::new(NVM_VERSION);
-
-                out.extend_from_slice(limits.as_bytes());
+                out.extend_from_slice(self.nvm_limits().as_bytes());
             }
             Cns::CSI_ACTIVE_NS_LIST => self.ns_list(nsid, out)?,
             Cns::NS_CONTROLLER_LIST => {
@@ -148,6 +148,18 @@ impl Controller {
         list
     }
 
+    /// CNS 06h: what [`IoLimits`](crate::io_cmd::IoLimits) enforces. DMRL stays 0, as all 256 ranges of a command count.
+    fn nvm_limits(&self) -> IdentifyControllerNvm {
+        let subsystem = &self.params.subsystem;
+        let mut limits = IdentifyControllerNvm::default();
+        limits.vsl = self.params.options.mdts();
+        limits.wzsl = subsystem.wzsl;
+        limits.dmrsl = U32::new(subsystem.dmrsl);
+        limits.dmsl = U64::new(subsystem.dmrsl.into());
+        limits.ver = U32::new(NVM_VERSION);
+        limits
+    }
+
     fn identify_controller(&self) -> IdentifyController {
         let (params, options) = (&self.params, &self.params.options);
         let mut data = IdentifyController::default();
@@ -187,9 +199,18 @@ impl Controller {
         data.frmw = FRMW;
         data.nn = U32::new(params.subsystem.max_namespaces);
         data.mnan = U32::new(params.subsystem.max_namespaces);
-        let commands =
-            OptionalNvm(0).with_nvmcmps(true).with_nvmdsmsv(true).with_nvmwzsv(true).with_ssfs(true);
+        let commands = OptionalNvm(0)
+            .with_nvmcmps(true)
+            .with_nvmdsmsv(true)
+            .with_nvmwzsv(true)
+            .with_ssfs(true)
+            .with_nvmvfys(true)
+            .with_nvmcpys(true);
         data.oncs = U16::new(commands.0);
+        data.cdfs = U16::new(CDFS_FORMAT_0);
+        data.fuses = U16::new(FUSES_COMPARE_AND_WRITE);
+        // Whatever the length of the namespaces' blocks: NACWU tells of each what it can.
+        data.acwu0 = U16::new(atomic_blocks0(options.max_io_size, BLOCK_BYTES_MAX));
         // Present whatever the namespaces of the moment have: hosts look once, and namespaces come and go.
         data.vwc = WriteCache(0).with_present(true).with_flush_behavior(FLUSH_ALL).0;
         data
@@ -211,11 +232,16 @@ pub(super) fn firmware_revision() -> [u8; 8] {
     field
 }
 
+/// Blocks that one Compare and Write replaces all or not at all, 0's based: any that one command can carry.
+fn atomic_blocks0(io_size_max: u32, block_bytes: u32) -> u16 {
+    u16::try_from((io_size_max / block_bytes).saturating_sub(1)).unwrap_or(u16::MAX)
+}
+
 fn nsattr(namespace: &NamespaceConfig) -> u8 {
     if namespace.descriptor.mode() == OpenMode::ReadOnly { NSATTR_PROTECTED } else { 0 }
 }
 
-fn identify_namespace(namespace: &NamespaceConfig) -> IdentifyNamespace {
+fn identify_namespace(namespace: &NamespaceConfig, io_size_max: u32) -> IdentifyNamespace {
     let info = namespace.descriptor.shared().info();
     let caps = info.caps;
     let bytes = u128::from(info.blocks) * u128::from(info.block_bytes);
@@ -229,7 +255,14 @@ fn identify_namespace(namespace: &NamespaceConfig) -> IdentifyNamespace {
     data.nsze = U64::new(info.blocks);
     data.ncap = U64::new(info.blocks);
     data.nuse = U64::new(info.blocks);
-    data.nsfeat = NamespaceFeatures(0).with_optperf(1).0;
+    data.nsfeat = NamespaceFeatures(0).with_nsabp(true).with_optperf(1).0;
+    // Writes are atomic by the block: what they race with may see, or leave, the old and the new of others.
+    (data.nawun0, data.nawupf0) = (U16::new(0), U16::new(0));
+    data.nacwu0 = U16::new(atomic_blocks0(io_size_max, info.block_bytes));
+    let copy_blocks = copy_blocks_max(info.block_bytes);
+    data.mssrl = U16::new(u16::try_from(copy_blocks).unwrap_or(u16::MAX));
+    data.mcl = U32::new(copy_blocks);
+    data.msrc0 = u8::try_from(COPY_RANGES_MAX - 1).unwrap_or(u8::MAX);
     data.nmic = NMIC_SHARED;
     data.dlfeat = deallocate.0;
     data.noiob = U16::new(u16::try_from(caps.boundary_blocks).unwrap_or(0));

@@ -197,12 +197,14 @@ fn identify_controller_tells_what_is_there_and_nothing_else() {
         (id.sqes, id.cqes, id.ioccsz.get(), id.iorcsz.get(), id.icdoff.get()),
         (0x66, 0x44, 516, 1, 0)
     );
-    assert_eq!((id.oacs.get(), id.oncs.get(), id.fuses.get(), id.vwc), (0, 0b1_1101, 0, 7));
+    assert_eq!((id.oacs.get(), id.oncs.get(), id.fuses.get(), id.vwc), (0, 0b1_1001_1101, 1, 7));
     assert_eq!((id.acl0, id.aerl0, id.elpe0, id.lpa, id.anacap), (3, 3, 63, 0b10_0110, 0));
     assert_eq!((id.sgls.get(), id.ctratt.get(), id.oaes.get()), (0x30_0001, 0x41, 0x100));
     assert_eq!(id.subnqn, nqn("disk").to_field());
     let data = identify(&mut io(), Cns::CSI_CONTROLLER, 0).unwrap();
-    assert_eq!(IdentifyControllerNvm::ref_from_bytes(&data).unwrap().wzsl, 11);
+    let limits = IdentifyControllerNvm::ref_from_bytes(&data).unwrap();
+    assert_eq!((limits.wzsl, limits.vsl, limits.dmrl), (11, 8, 0));
+    assert_eq!((limits.dmrsl.get(), limits.dmsl.get()), (2 << 20, 2 << 20));
     let data = identify(&mut io(), Cns::IO_COMMAND_SET, 0);
     assert_eq!(data, Err(INVALID_FIELD), "CNTID 0 is another controller");
 }
@@ -252,7 +254,8 @@ fn log_pages_are_those_that_the_supported_page_names() {
     let data = log(&mut c, Lid::COMMANDS_SUPPORTED, false, 4096, 0).unwrap();
     let commands = CommandsSupportedLog::ref_from_bytes(&data).unwrap();
     assert_eq!(commands.iocs[usize::from(NvmOpcode::WRITE.0)].get(), 3);
-    assert_eq!(commands.iocs[usize::from(NvmOpcode::VERIFY.0)].get(), 0);
+    assert_eq!(commands.iocs[usize::from(NvmOpcode::VERIFY.0)].get(), 1);
+    assert_eq!(commands.iocs[usize::from(NvmOpcode::WRITE_UNCORRECTABLE.0)].get(), 0);
     let data = log(&mut c, Lid::SMART_HEALTH, false, 512, 0).unwrap();
     let smart = SmartLog::ref_from_bytes(&data).unwrap();
     assert_eq!(

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use penstock_bdev::{BdevChannel, Busy, Io, IoFlags, Lba, Op};
+use penstock_bdev::{BdevChannel, Busy, Io};
 use penstock_reactor::mem::Buf;
 use penstock_reactor::{Cx, Tick};
 use penstock_spec::nvme::{NvmOpcode, Sqe, Status};
@@ -30,7 +30,7 @@ const CHANS_MAX: usize = 1 << 16;
 pub(crate) struct Subsystem {
     pub(crate) config: Arc<SubsystemConfig>,
     /// Channel of NSID `index + 1`.
-    chans: Vec<u32>,
+    pub(super) chans: Vec<u32>,
     limits: IoLimits,
     /// Why a namespace has no channel.
     errors: Vec<(Nsid, String)>,
@@ -39,7 +39,7 @@ pub(crate) struct Subsystem {
 }
 
 impl Subsystem {
-    fn chan(&self, nsid: u32) -> u32 {
+    pub(super) fn chan(&self, nsid: u32) -> u32 {
         let index = nsid.wrapping_sub(1) as usize;
         self.chans.get(index).copied().unwrap_or(NO_CHAN)
     }
@@ -53,11 +53,11 @@ impl Subsystem {
 
 /// The channel of one namespace, shared by all connections of the reactor.
 #[derive(Debug)]
-struct Chan {
+pub(super) struct Chan {
     /// Its name in requests: its place and how often that was used before.
     id: u32,
     channel: BdevChannel,
-    geometry: NsGeometry,
+    pub(super) geometry: NsGeometry,
     /// Requests that found the bdev's queue full.
     busy: VecDeque<ReqId>,
     /// In the list of those to be polled.
@@ -128,7 +128,7 @@ impl Core {
             return place;
         };
         subsystem.config = Arc::clone(config);
-        subsystem.limits.nsid_max = config.max_namespaces;
+        subsystem.limits = limits_of(config, self.params.io_bytes_max);
         let last = config.namespaces.keys().next_back().map_or(0, |nsid| nsid.0 as usize);
         let mut old = std::mem::replace(&mut subsystem.chans, vec![NO_CHAN; last]);
         let mut fresh = vec![NO_CHAN; last];
@@ -181,7 +181,7 @@ impl Core {
     }
 
     fn add(&mut self, config: &Arc<SubsystemConfig>) -> u32 {
-        let limits = IoLimits { data_len_max: self.params.io_bytes_max, nsid_max: config.max_namespaces };
+        let limits = limits_of(config, self.params.io_bytes_max);
         let new = Subsystem {
             config: Arc::clone(config),
             chans: Vec::new(),
@@ -239,7 +239,7 @@ impl Core {
     }
 
     #[inline]
-    fn chan(&self, id: u32) -> Option<&Chan> {
+    pub(super) fn chan(&self, id: u32) -> Option<&Chan> {
         self.chans.get((id & 0xffff) as usize)?.as_ref().filter(|chan| chan.id == id)
     }
 
@@ -332,7 +332,7 @@ impl Core {
         });
         match io_cmd::parse(sqe, found, &limits)? {
             IoPlan::Io { op, flags, lba, blocks, transfer } => {
-                let mut io = self.io();
+                let mut io = self.spare_io();
                 io.set(id.tag(), op, flags, lba, blocks);
                 req.kind = ReqKind::Io { chan };
                 req.io = Some(io);
@@ -343,7 +343,11 @@ impl Core {
                 Ok(transfer)
             }
             IoPlan::Dsm { ranges, transfer, .. } => {
-                req.kind = ReqKind::Ranges { chan, count: ranges, next: 0 };
+                req.kind = ReqKind::Ranges { chan, count: ranges, next: 0, left: limits.dsm_blocks_max() };
+                Ok(transfer)
+            }
+            IoPlan::Copy { ranges, to, flags, transfer } => {
+                req.kind = ReqKind::Copy { chan, count: ranges, next: 0, to, flags };
                 Ok(transfer)
             }
             IoPlan::FlushAll => {
@@ -354,9 +358,15 @@ impl Core {
         }
     }
 
+    /// An I/O that nobody uses.
+    #[inline]
+    pub(super) fn spare_io(&mut self) -> Box<Io> {
+        self.ios.pop().unwrap_or_else(Io::boxed)
+    }
+
     /// Gives a request's I/O to its channel.
     #[inline]
-    fn submit(&mut self, chan: u32, id: ReqId, req: &mut Req) -> Exec {
+    pub(super) fn submit(&mut self, chan: u32, id: ReqId, req: &mut Req) -> Exec {
         let now = self.now;
         let place = chan & 0xffff;
         let Some(chan) = self.chan_mut(chan).filter(|chan| !chan.closing) else {
@@ -375,44 +385,6 @@ impl Core {
             self.active.push(place);
         }
         if req.io.is_some() { Exec::Busy } else { Exec::Started }
-    }
-
-    /// The next range of a Dataset Management command.
-    fn next_range(&mut self, id: ReqId, req: &mut Req) -> Exec {
-        let ReqKind::Ranges { chan, count, next } = req.kind else {
-            return Exec::Done(Status::INTERNAL_ERROR);
-        };
-        let Some(known) = self.chan(chan) else {
-            return Exec::Done(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr());
-        };
-        let range = match req.data(0, req.len).map(|data| io_cmd::dsm_ranges(data, count, &known.geometry)) {
-            Some(Ok(mut ranges)) => ranges.nth(next.into()),
-            Some(Err(status)) => return Exec::Done(status),
-            None => None,
-        };
-        let Some((lba, blocks)) = range else { return Exec::Done(Status::SUCCESS) };
-        req.kind = ReqKind::Ranges { chan, count, next: next + 1 };
-        // The data stays with the request in an I/O of its own kind: an unmap has no use for buffers.
-        if let Some(io) = req.io.as_mut() {
-            io.set(id.tag(), Op::Unmap, IoFlags::NONE, lba, blocks);
-        }
-        self.submit(chan, id, req)
-    }
-
-    /// A flush of the next namespace.
-    fn next_flush(&mut self, subsystem: u32, id: ReqId, req: &mut Req) -> Exec {
-        let ReqKind::FlushAll { next } = req.kind else { return Exec::Done(Status::INTERNAL_ERROR) };
-        let found = self.subsystem(subsystem).and_then(|subsystem| {
-            (next..=u32::try_from(subsystem.chans.len()).unwrap_or(0))
-                .find(|nsid| subsystem.chan(*nsid) != NO_CHAN)
-        });
-        let Some(nsid) = found else { return Exec::Done(Status::SUCCESS) };
-        let chan = self.subsystem(subsystem).map_or(NO_CHAN, |subsystem| subsystem.chan(nsid));
-        req.kind = ReqKind::FlushAll { next: nsid + 1 };
-        let mut io = req.io.take().unwrap_or_else(|| self.io());
-        io.set(id.tag(), Op::Flush, IoFlags::NONE, Lba(0), 0);
-        req.io = Some(io);
-        self.submit(chan, id, req)
     }
 }
 
@@ -465,7 +437,7 @@ impl Sink for Core {
 
     #[inline]
     fn io(&mut self) -> Box<Io> {
-        self.ios.pop().unwrap_or_else(Io::boxed)
+        self.spare_io()
     }
 
     #[inline]
@@ -494,6 +466,7 @@ impl Sink for Core {
             }
             ReqKind::Nothing => Exec::Done(Status::SUCCESS),
             ReqKind::Ranges { .. } => self.next_range(id, req),
+            ReqKind::Copy { .. } => self.next_copy(id, req),
             ReqKind::FlushAll { .. } => match link {
                 Link::Io(queue) => self.next_flush(queue.subsystem, id, req),
                 _ => Exec::Done(Status::COMMAND_SEQUENCE_ERROR.with_dnr()),
@@ -506,6 +479,11 @@ impl Sink for Core {
         }
         exec
     }
+}
+
+fn limits_of(config: &SubsystemConfig, data_len_max: u32) -> IoLimits {
+    let SubsystemConfig { max_namespaces, wzsl, dmrsl, .. } = *config;
+    IoLimits { data_len_max, nsid_max: max_namespaces, wzsl, dmrsl }
 }
 
 /// Whether hosts find a subsystem at every portal.

@@ -13,7 +13,7 @@ use super::core::{Core, NO_CHAN};
 use super::join::Msg;
 use crate::controller::{CommandError, CtrlShared};
 use crate::qpair::{IoQueue, Link};
-use crate::tcp::req::{Req, ReqKind};
+use crate::tcp::req::{Dir, Req, ReqKind};
 
 /// Failures of one turn that are told at most.
 const FAILURES_MAX: usize = 64;
@@ -35,7 +35,12 @@ impl Core {
     pub(super) fn refused(&mut self, queue: &IoQueue, sqe: &Sqe, status: Status) {
         let has_lba = matches!(
             NvmOpcode(sqe.opc),
-            NvmOpcode::READ | NvmOpcode::WRITE | NvmOpcode::COMPARE | NvmOpcode::WRITE_ZEROES
+            NvmOpcode::READ
+                | NvmOpcode::WRITE
+                | NvmOpcode::COMPARE
+                | NvmOpcode::WRITE_ZEROES
+                | NvmOpcode::VERIFY
+                | NvmOpcode::COPY
         );
         let lba = u64::from(sqe.cdw10.get()) | (u64::from(sqe.cdw11.get()) << 32);
         let (opc, nsid, lba) = (sqe.opc, sqe.nsid.get(), if has_lba { lba } else { 0 });
@@ -47,8 +52,12 @@ impl Core {
     pub(super) fn failed(&mut self, link: &Link, req: &Req, io: Option<&Io>, status: Status) {
         let Link::Io(queue) = link else { return };
         let (opcode, chan) = match req.kind {
+            ReqKind::Io { chan } if req.dir == Dir::None && io.is_some_and(|io| io.op == Op::Read) => {
+                (NvmOpcode::VERIFY, chan)
+            }
             ReqKind::Io { chan } => (io.map_or(NvmOpcode(0), |io| opcode(io.op)), chan),
             ReqKind::Ranges { chan, .. } => (NvmOpcode::DATASET_MANAGEMENT, chan),
+            ReqKind::Copy { chan, .. } => (NvmOpcode::COPY, chan),
             _ => (NvmOpcode::FLUSH, NO_CHAN),
         };
         let nsid = self.subsystem(queue.subsystem).and_then(|subsystem| subsystem.nsid_of(chan)).unwrap_or(0);
@@ -93,6 +102,7 @@ fn opcode(op: Op) -> NvmOpcode {
         Op::Unmap => NvmOpcode::DATASET_MANAGEMENT,
         Op::WriteZeroes => NvmOpcode::WRITE_ZEROES,
         Op::Compare => NvmOpcode::COMPARE,
+        Op::CompareAndWrite => NvmOpcode::WRITE,
         _ => NvmOpcode(0),
     }
 }

@@ -14,6 +14,7 @@ mod admit;
 mod control;
 mod core;
 mod failure;
+mod job;
 mod join;
 mod path;
 mod read;

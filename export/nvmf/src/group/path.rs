@@ -35,7 +35,7 @@ impl Core {
     /// The namespace of a command that goes to a bdev.
     fn nsid_of(&self, queue: &IoQueue, req: &Req) -> Option<u32> {
         let chan = match req.kind {
-            ReqKind::Io { chan } | ReqKind::Ranges { chan, .. } => chan,
+            ReqKind::Io { chan } | ReqKind::Ranges { chan, .. } | ReqKind::Copy { chan, .. } => chan,
             _ => return None,
         };
         self.subsystem(queue.subsystem)?.nsid_of(chan)

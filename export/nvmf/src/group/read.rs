@@ -9,7 +9,7 @@ use super::{DONE_BUDGET, Group, RX_TURN_BYTES};
 use crate::qpair::Link;
 use crate::status;
 use crate::tcp::conn::ConnState;
-use crate::tcp::req::{Dir, ReqId, ReqKind};
+use crate::tcp::req::{Dir, ReqId};
 
 /// While so many bytes of data are expected, little is received beyond the buffer that they go to.
 const BULK_BYTES: u64 = 32 << 10;
@@ -138,7 +138,7 @@ impl Group {
         }
         let Some(req) = entry.conn.req_mut(slot) else { return };
         let ok = ended == IoStatus::Success;
-        if ok && matches!(req.kind, ReqKind::Ranges { .. } | ReqKind::FlushAll { .. }) {
+        if ok && req.kind.has_more() {
             entry.conn.execute(slot, &mut self.core);
         } else {
             self.core.stats.completed_nvme_io += 1;
@@ -166,7 +166,8 @@ impl Group {
         if let Some(req) = entry.conn.slab().get(id.slot) {
             self.core.failed(&entry.conn.link, req, req.io.as_deref(), status);
         }
-        entry.conn.respond(id.slot, status, 0, 0, &mut self.core);
+        let result = entry.conn.slab().get(id.slot).map_or(0, |req| req.result);
+        entry.conn.respond(id.slot, status, result.into(), 0, &mut self.core);
         self.touch(id.conn);
     }
 

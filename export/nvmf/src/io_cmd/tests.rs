@@ -18,10 +18,10 @@ const NS: NsGeometry = NsGeometry {
         unmap_zeroes: true,
     },
 };
-const LIMITS: IoLimits = IoLimits { data_len_max: 128 << 10, nsid_max: 32 };
+const LIMITS: IoLimits = IoLimits { data_len_max: 128 << 10, nsid_max: 32, wzsl: WZSL_DEFAULT, dmrsl: 64 };
 
 fn rw(opcode: NvmOpcode, slba: u64, blocks: u32, control: RwControl) -> Sqe {
-    let sgl = if opcode == NvmOpcode::WRITE_ZEROES {
+    let sgl = if matches!(opcode, NvmOpcode::WRITE_ZEROES | NvmOpcode::VERIFY) {
         SglDescriptor::none()
     } else {
         SglDescriptor::transport(blocks * 512)
@@ -49,7 +49,13 @@ fn a_read_has_its_zero_based_length_and_its_force_unit_access() {
 #[test]
 fn a_range_that_ends_beyond_the_namespace_or_the_number_space_is_out_of_range() {
     for slba in [993, 1000, u64::MAX, u64::MAX - 7] {
-        for opcode in [NvmOpcode::READ, NvmOpcode::WRITE, NvmOpcode::COMPARE, NvmOpcode::WRITE_ZEROES] {
+        for opcode in [
+            NvmOpcode::READ,
+            NvmOpcode::WRITE,
+            NvmOpcode::COMPARE,
+            NvmOpcode::WRITE_ZEROES,
+            NvmOpcode::VERIFY,
+        ] {
             let error = check(&rw(opcode, slba, 8, RwControl(0))).unwrap_err();
             assert_eq!(error, Status::LBA_OUT_OF_RANGE.with_dnr(), "{opcode} {slba}");
         }
@@ -78,7 +84,7 @@ fn an_sgl_of_another_length_or_kind_is_refused_as_the_standard_says() {
 }
 
 #[test]
-fn protection_information_directives_and_fused_commands_are_refused() {
+fn protection_information_and_directives_are_refused() {
     for control in [
         RwControl(0).with_pract(true),
         RwControl(0).with_prchk(1),
@@ -88,9 +94,78 @@ fn protection_information_directives_and_fused_commands_are_refused() {
     ] {
         assert_eq!(check(&rw(NvmOpcode::WRITE, 0, 8, control)), Err(INVALID_FIELD), "{control:?}");
     }
-    let mut sqe = rw(NvmOpcode::COMPARE, 0, 8, RwControl(0));
-    sqe.set_fuse(Fuse::First);
-    assert_eq!(check(&sqe), Err(INVALID_FIELD));
+}
+
+#[test]
+fn compare_then_write_is_the_one_fused_operation() {
+    let fusions = [Fuse::First, Fuse::Second, Fuse::Reserved];
+    for opcode in [NvmOpcode::READ, NvmOpcode::WRITE, NvmOpcode::COMPARE, NvmOpcode::WRITE_ZEROES] {
+        for fuse in fusions {
+            let mut sqe = rw(opcode, 0, 8, RwControl(0));
+            sqe.set_fuse(fuse);
+            let good = (opcode, fuse) == (NvmOpcode::COMPARE, Fuse::First)
+                || (opcode, fuse) == (NvmOpcode::WRITE, Fuse::Second);
+            assert_eq!(check(&sqe).is_ok(), good, "{opcode} {fuse:?}");
+        }
+    }
+}
+
+#[test]
+fn verify_reads_into_a_buffer_of_its_own_up_to_vsl() {
+    let plan = check(&rw(NvmOpcode::VERIFY, 4, 8, RwControl(0))).unwrap();
+    let transfer = Transfer::Scratch(4096);
+    let read = IoPlan::Io { op: Op::Read, flags: IoFlags::NONE, lba: Lba(4), blocks: 8, transfer };
+    assert_eq!(plan, read);
+    assert_eq!(check(&rw(NvmOpcode::VERIFY, 0, 257, RwControl(0))), Err(INVALID_FIELD));
+    assert_eq!(check(&rw(NvmOpcode::VERIFY, 0, 8, RwControl(0).with_prchk(1))), Err(INVALID_FIELD));
+}
+
+fn copy_cmd(sdlba: u64, ranges: u8, change: impl Fn(CopyControl) -> CopyControl, len: u32) -> Sqe {
+    let sgl = SglDescriptor::transport(len);
+    let mut cmd = *CopyCmd::from_sqe(&Sqe::new(NvmOpcode::COPY.0, 1).with_sgl(sgl));
+    cmd.sdlba = U64::new(sdlba);
+    cmd.cdw12 = U32::new(change(CopyControl(0).with_nr0(ranges - 1)).0);
+    *cmd.as_sqe()
+}
+
+#[test]
+fn copy_takes_format_0_and_refuses_what_it_does_not_do() {
+    let plan = check(&copy_cmd(10, 3, |c| c.with_fua(true), 96)).unwrap();
+    assert!(matches!(plan, IoPlan::Copy { ranges: 3, to: Lba(10), flags: IoFlags::FUA, .. }), "{plan:?}");
+    assert_eq!(check(&copy_cmd(10, 3, |c| c, 95)), Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr()));
+    assert_eq!(check(&copy_cmd(1000, 1, |c| c, 32)), Err(Status::LBA_OUT_OF_RANGE.with_dnr()));
+    for format in 1..16 {
+        assert_eq!(check(&copy_cmd(0, 1, |c| c.with_desfmt(format), 64)), Err(INVALID_FIELD), "{format}");
+    }
+    assert_eq!(check(&copy_cmd(0, 1, |c| c.with_prinfor(1), 32)), Err(INVALID_FIELD));
+    assert_eq!(check(&copy_cmd(0, 1, |c| c.with_dtype(1), 32)), Err(INVALID_FIELD));
+}
+
+#[test]
+fn a_bad_source_range_refuses_the_copy_and_is_told_by_its_number() {
+    let range = |slba, blocks: u32| CopyRange0 {
+        slba: U64::new(slba),
+        nlb0: U16::new(u16::try_from(blocks - 1).unwrap()),
+        ..CopyRange0::default()
+    };
+    let check = |ranges: &[CopyRange0], to| {
+        let count = u16::try_from(ranges.len()).unwrap();
+        check_copy(ranges.as_bytes(), count, Lba(to), &NS).map_err(|fault| (fault.status, fault.range))
+    };
+    assert_eq!(check(&[range(0, 10), range(20, 10)], 100), Ok(()));
+    let out = Status::LBA_OUT_OF_RANGE.with_dnr();
+    assert_eq!(check(&[range(0, 10), range(995, 10)], 100), Err((out, 1)));
+    assert_eq!(check(&[range(0, 10), range(20, 10)], 985), Err((out, 1)), "the destination ends first");
+    let overlap = Status::OVERLAPPING_IO_RANGE.with_dnr();
+    assert_eq!(check(&[range(0, 10), range(119, 10)], 100), Err((overlap, 1)));
+    assert_eq!(check(&[range(0, 10), range(120, 10)], 100), Ok(()));
+    let big = NsGeometry { blocks: 1 << 30, ..NS };
+    let most = copy_blocks_max(512);
+    assert_eq!(check_copy(range(0, most).as_bytes(), 1, Lba(1 << 20), &big), Ok(()));
+    let over = [range(0, most), range(most.into(), 1)];
+    let fault = check_copy(over.as_bytes(), 2, Lba(1 << 20), &big).unwrap_err();
+    assert_eq!((fault.status, fault.range), (Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr(), 1));
+    assert!(check_copy(over.as_bytes(), 3, Lba(0), &big).is_err(), "data are missing");
 }
 
 #[test]
@@ -118,7 +193,7 @@ fn write_zeroes_keeps_the_blocks_unless_deallocation_is_asked_for() {
     assert_eq!(flags(RwControl(0)), IoFlags::KEEP_ALLOCATED);
     assert_eq!(flags(RwControl(0).with_deac(true)), IoFlags::NONE);
     let big = NsGeometry { blocks: 1 << 30, block_bytes: 4096, ..NS };
-    let limit = WRITE_ZEROES_LEN_MAX / 4096;
+    let limit = (4096_u32 << WZSL_DEFAULT) / 4096;
     assert!(parse(&rw(NvmOpcode::WRITE_ZEROES, 0, limit, RwControl(0)), Some(&big), &LIMITS).is_ok());
     let over = rw(NvmOpcode::WRITE_ZEROES, 0, limit + 1, RwControl(0));
     assert_eq!(parse(&over, Some(&big), &LIMITS), Err(INVALID_FIELD));
@@ -150,15 +225,15 @@ fn dataset_management_takes_a_page_however_few_ranges_it_has() {
 }
 
 #[test]
-fn one_bad_range_refuses_all_of_them_and_empty_ones_are_left_out() {
+fn one_bad_range_refuses_all_of_them() {
     let range =
         |slba, blocks| DsmRange { slba: U64::new(slba), len_blocks: U32::new(blocks), cattr: U32::new(0) };
     let good = [range(0, 10), range(5, 0), range(999, 1)];
-    let blocks: Vec<_> = dsm_ranges(good.as_bytes(), 3, &NS).unwrap().collect();
-    assert_eq!(blocks, [(Lba(0), 10), (Lba(999), 1)]);
+    assert_eq!(check_dsm(good.as_bytes(), 3, &NS), Ok(()));
+    assert_eq!(dsm_range(good.as_bytes(), 2), Some((Lba(999), 1)));
     let bad = [range(0, 10), range(999, 2)];
-    assert_eq!(dsm_ranges(bad.as_bytes(), 2, &NS).err(), Some(Status::LBA_OUT_OF_RANGE.with_dnr()));
-    assert!(dsm_ranges(bad.as_bytes(), 3, &NS).is_err());
+    assert_eq!(check_dsm(bad.as_bytes(), 2, &NS), Err(Status::LBA_OUT_OF_RANGE.with_dnr()));
+    assert!(check_dsm(bad.as_bytes(), 3, &NS).is_err());
 }
 
 #[test]
@@ -183,6 +258,9 @@ proptest! {
                 }
                 Ok(IoPlan::Dsm { ranges, transfer, .. }) => {
                     prop_assert!(u32::from(ranges) * 16 <= transfer.len_bytes());
+                }
+                Ok(IoPlan::Copy { ranges, to, transfer, .. }) => {
+                    prop_assert!(u32::from(ranges) * 32 <= transfer.len_bytes() && to.0 < NS.blocks);
                 }
                 Ok(IoPlan::FlushAll) => {}
                 Err(status) => prop_assert!(!status.is_success()),

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::error::TargetError;
 use crate::ana;
 use crate::config::{MODEL_LEN_MAX, NAMESPACES_DEFAULT, NAMESPACES_MAX, SERIAL_LEN_MAX};
+use crate::io_cmd::{DMRSL_DEFAULT, WZSL_DEFAULT, WZSL_MAX};
 
 /// `nvmf_create_subsystem`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,6 +36,12 @@ pub struct CreateSubsystem {
     /// The largest controller identifier.
     #[serde(default = "default_max_cntlid")]
     pub max_cntlid: u16,
+    /// WZSL: log2 of the longest Write Zeroes, in pages of 4096 bytes; 0: no limit.
+    #[serde(default = "default_wzsl")]
+    pub wzsl: u8,
+    /// DMRSL and DMSL: blocks that one Dataset Management command deallocates at most; 0: no limit.
+    #[serde(default = "default_dmrsl")]
+    pub dmrsl: u32,
     /// Whether Asymmetric Namespace Access is reported.
     #[serde(default)]
     pub ana_reporting: bool,
@@ -65,6 +72,14 @@ const fn default_max_cntlid() -> u16 {
     CNTLID_MAX
 }
 
+const fn default_wzsl() -> u8 {
+    WZSL_DEFAULT
+}
+
+const fn default_dmrsl() -> u32 {
+    DMRSL_DEFAULT
+}
+
 impl CreateSubsystem {
     /// A subsystem of that name with all defaults.
     #[must_use]
@@ -77,6 +92,8 @@ impl CreateSubsystem {
             allow_any_host: false,
             min_cntlid: default_min_cntlid(),
             max_cntlid: default_max_cntlid(),
+            wzsl: default_wzsl(),
+            dmrsl: default_dmrsl(),
             ana_reporting: false,
             max_ana_groups: None,
             passthrough: false,
@@ -107,6 +124,10 @@ impl CreateSubsystem {
                 value: self.max_ana_groups.unwrap_or(0).to_string(),
                 allowed: format!("1 to {}", ana::GROUPS_MAX),
             });
+        }
+        if self.wzsl > WZSL_MAX {
+            let allowed = format!("1 to {WZSL_MAX}, or 0 for no limit");
+            return Err(TargetError::Invalid { parameter: "wzsl", value: self.wzsl.to_string(), allowed });
         }
         refuse("passthrough", self.passthrough)?;
         refuse("enable_nssr", self.enable_nssr)

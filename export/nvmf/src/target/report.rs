@@ -12,7 +12,6 @@ use super::{ListenAddress, Target, TargetError};
 use crate::ana;
 use crate::config::{ListenerConfig, NamespaceConfig, SubsystemConfig, SubsystemKind};
 use crate::group::GroupCell;
-use crate::io_cmd::WZSL;
 
 /// One controller, as a reactor tells of it.
 #[derive(Debug, Clone)]
@@ -194,6 +193,8 @@ fn created(config: &SubsystemConfig) -> Value {
         "min_cntlid": config.min_cntlid,
         "max_cntlid": config.max_cntlid,
         "ana_reporting": config.ana_reporting,
+        "dmrsl": config.dmrsl,
+        "wzsl": config.wzsl,
     });
     if let (true, Some(object)) = (config.ana_reporting, value.as_object_mut()) {
         object.insert("max_ana_groups".to_owned(), json!(config.max_ana_groups));
@@ -220,8 +221,8 @@ fn subsystem(config: &SubsystemConfig) -> Value {
             ("passthrough", json!(false)),
             ("min_cntlid", json!(config.min_cntlid)),
             ("max_cntlid", json!(config.max_cntlid)),
-            ("dmrsl", json!(0)),
-            ("wzsl", json!(WZSL)),
+            ("dmrsl", json!(config.dmrsl)),
+            ("wzsl", json!(config.wzsl)),
             ("namespaces", json!(namespaces)),
         ] {
             object.insert(key.to_owned(), value);

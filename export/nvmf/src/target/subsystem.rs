@@ -26,6 +26,7 @@ impl Target {
         config.serial_number.clone_from(&params.serial_number);
         config.model_number.clone_from(&params.model_number);
         config.allow_any_host = params.allow_any_host;
+        (config.wzsl, config.dmrsl) = (params.wzsl, params.dmrsl);
         (config.min_cntlid, config.max_cntlid) = (params.min_cntlid, params.max_cntlid);
         config.max_namespaces =
             if params.max_namespaces == 0 { NAMESPACES_DEFAULT } else { params.max_namespaces };
@@ -89,6 +90,11 @@ impl Target {
         let found = self.0.registry.find(&params.bdev_name).map_err(bdev)?;
         let identity = params.identity(found.shared().uuid())?;
         let anagrpid = params.ana_group(&subsystem, nsid)?;
+        // Another subsystem may export the same disk; one subsystem shows it once.
+        if subsystem.namespaces.values().any(|ns| Arc::ptr_eq(ns.descriptor.shared(), found.shared())) {
+            let what = format!("a namespace on bdev {}", params.bdev_name);
+            return Err(TargetError::Present { nqn: subsystem.nqn.to_string(), what });
+        }
         drop(found);
         let owner = format!("NVMe-oF subsystem {}", subsystem.nqn);
         let descriptor = self.0.registry.export(&params.bdev_name, &owner).map_err(bdev)?;

@@ -96,7 +96,7 @@ fn what_is_configured_is_told_in_spdks_shape() {
             "nqn": NQN, "subtype": "NVMe", "listen_addresses": [listener], "allow_any_host": false,
             "hosts": [{ "nqn": HOST }], "serial_number": "00000000000000000000",
             "model_number": "Penstock bdev Controller", "max_namespaces": 32, "passthrough": false,
-            "min_cntlid": 1, "max_cntlid": 65519, "dmrsl": 0, "wzsl": 11,
+            "min_cntlid": 1, "max_cntlid": 65519, "dmrsl": 2_097_152, "wzsl": 11,
             "namespaces": [{ "nsid": 1, "bdev_name": "null0", "name": "null0",
                 "nguid": "00000000000000000000000000000007", "uuid": uuid.to_string() }],
         }])
@@ -167,7 +167,7 @@ fn a_bdev_that_is_resized_or_removed_takes_its_namespace_along() {
 fn a_removed_namespace_or_subsystem_lets_its_bdev_go() {
     let (bench, addr) = Bench::serving();
     let error = block_on(bench.target.add_ns(NQN, &Namespace::on("null0"))).unwrap_err();
-    assert!(matches!(error, TargetError::Bdev { .. }), "{error}");
+    assert!(matches!(error, TargetError::Present { .. }), "{error}");
     block_on(bench.target.remove_ns(NQN, 1)).unwrap();
     assert!(block_on(bench.target.remove_ns(NQN, 1)).is_err());
     assert_eq!(bench.registry.claimed_by("null0").unwrap(), None);

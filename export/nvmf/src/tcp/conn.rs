@@ -8,6 +8,7 @@
 //! after a fatal error nothing is received any more and one TermReq is the last thing sent.
 
 mod answer;
+mod fused;
 
 use std::collections::VecDeque;
 
@@ -15,7 +16,7 @@ use penstock_bdev::Io;
 use penstock_reactor::mem::Buf;
 use penstock_reactor::net::SendQueue;
 use penstock_spec::nvme::sgl::TcpSgl;
-use penstock_spec::nvme::{Sqe, Status};
+use penstock_spec::nvme::{Fuse, Sqe, Status};
 use penstock_spec::nvme_tcp::term::TermReqHdr;
 use penstock_spec::nvme_tcp::{
     ADMIN_IN_CAPSULE_LEN, CapsuleCmdHdr, CheckedHdr, CommonHdr, DigestFlags, H2cDataHdr, HLEN_MAX, IcReq,
@@ -27,8 +28,9 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::digest::digest;
 use super::params::{C2hSuccess, TcpParams};
 use super::pdu_rx::{Frame, Pdu, Phase, Rx, frame};
-use super::req::{Dir, Req, ReqId, ReqState, Slab};
+use super::req::{Dir, Req, ReqId, ReqState, Role, Slab};
 use crate::io_cmd::Transfer;
+use fused::Pending;
 
 /// A connection with so many unsent header bytes is not read.
 const TX_BYTES_MAX: usize = 64 << 10;
@@ -125,6 +127,8 @@ pub(crate) struct Conn<L> {
     /// The request whose data in the capsule cannot be received for lack of a buffer, and what came after.
     stalled: Option<u16>,
     leftover: Vec<u8>,
+    /// The first command of a fused pair, if that was the last to come.
+    fused: Pending,
     /// Why it was terminated.
     error: Option<PduError>,
 }
@@ -151,6 +155,7 @@ impl<L> Conn<L> {
             waiting: VecDeque::new(),
             stalled: None,
             leftover: Vec::new(),
+            fused: Pending::None,
             error: None,
         }
     }
@@ -195,7 +200,8 @@ impl<L> Conn<L> {
 
     /// Whether the peer is to send data, or to take some, before buffers are free again.
     pub(crate) fn owed_by_peer(&self) -> bool {
-        self.held > 0 && (self.r2t_left > 0 || self.rx.phase != Phase::Header || !self.tx.is_empty())
+        let owes = self.r2t_left > 0 || self.rx.phase != Phase::Header || !self.tx.is_empty();
+        self.held > 0 && (owes || self.is_pairing())
     }
 
     /// Makes room for a queue of `entries`, as its Connect said. `in_capsule_max`: bytes of data in its capsules.
@@ -389,6 +395,7 @@ impl<L> Conn<L> {
         self.sqhd = if self.sqhd + 1 >= self.sq_entries { 0 } else { self.sqhd + 1 };
         if self.slab.has_cid(cid) && !self.forget_held(cid) {
             self.push_response(cid, Status::COMMAND_ID_CONFLICT.with_dnr(), 0);
+            self.break_pair(sink);
             return Ok(());
         }
         // More commands than the queue has entries: the host has lost count, and nothing it says can be trusted.
@@ -396,9 +403,18 @@ impl<L> Conn<L> {
         let id = ReqId { conn: self.id, slot };
         let Some(req) = self.slab.get_mut(slot) else { return Ok(()) };
         req.state = ReqState::Executing;
-        match sink.judge(&self.link, id, req, sqe) {
+        let mut judged = sink.judge(&self.link, id, req, sqe);
+        if sqe.fuse() != Fuse::Normal || self.fused != Pending::None {
+            judged = self.pair(slot, sqe.fuse(), judged, sink);
+        }
+        let Some(req) = self.slab.get_mut(slot) else { return Ok(()) };
+        match judged {
             Err(status) => self.respond(slot, status, 0, 0, sink),
             Ok(Transfer::None) => self.execute(slot, sink),
+            Ok(Transfer::Scratch(len)) => {
+                req.len = len;
+                self.retry(slot, sink);
+            }
             Ok(Transfer::ToHost(TcpSgl::Transport { len })) => {
                 (req.dir, req.len) = (Dir::ToHost, len);
                 if len == 0 { self.execute(slot, sink) } else { self.retry(slot, sink) }
@@ -436,8 +452,9 @@ impl<L> Conn<L> {
         let id = ReqId { conn: self.id, slot };
         let Some(req) = self.slab.get_mut(slot) else { return };
         let len = u64::from(req.len);
-        let in_capsule = req.in_capsule;
-        if !in_capsule && self.must_wait(len, sink) {
+        // The second of a pair is what its first, which holds a buffer, waits for.
+        let may_wait = !req.in_capsule && !matches!(req.role, Role::Second(_));
+        if may_wait && self.must_wait(len, sink) {
             if let Some(req) = self.slab.get_mut(slot) {
                 req.state = ReqState::NeedBuffer;
             }
@@ -589,11 +606,18 @@ impl<L> Conn<L> {
     pub(crate) fn execute<S: Sink<Link = L>>(&mut self, slot: u16, sink: &mut S) {
         let id = ReqId { conn: self.id, slot };
         let Some(req) = self.slab.get_mut(slot) else { return };
+        if req.role != Role::Alone && !self.may_execute(slot, sink) {
+            return;
+        }
+        let Some(req) = self.slab.get_mut(slot) else { return };
         req.state = ReqState::Executing;
         match sink.execute(&self.link, id, req) {
             Exec::Started => self.out += u32::from(req.is_out()),
             Exec::Busy => req.state = ReqState::Busy,
-            Exec::Done(status) => self.respond(slot, status, 0, 0, sink),
+            Exec::Done(status) => {
+                let result = u64::from(req.result);
+                self.respond(slot, status, result, 0, sink);
+            }
         }
     }
 

@@ -11,13 +11,15 @@
 //!     └──── TransferOut (data in the send queue) ◄──────────────────── Executing / Held
 //! ```
 //!
-//! Who moves a request on: NeedBuffer: the group's queue of those who wait for buffers; TransferIn: the socket; Busy:
+//! A command of a fused pair waits in Paired, between its data and Execute, until the other one is there too.
+//!
+//! Who moves a request on: NeedBuffer: the group's queue of those who wait for buffers; TransferIn: the socket; Paired: the other command; Busy:
 //! the group's queue of the namespace's channel; Executing: the bdev's completion, or the group's queue of commands for
 //! the controller; Held: an event of the controller; TransferOut: the socket.
 
-use penstock_bdev::Io;
+use penstock_bdev::{Io, IoFlags, Lba};
 use penstock_reactor::net::SlotData;
-use penstock_spec::nvme::Sqe;
+use penstock_spec::nvme::{Sqe, Status};
 
 /// Where a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub(crate) enum ReqState {
     TransferIn,
     /// Everything is here; the bdev's queue is full.
     Busy,
+    /// Everything is here; the other command of its fused pair is not.
+    Paired,
     /// The bdev or the controller has it.
     Executing,
     /// The controller holds it until an event (Asynchronous Event Request).
@@ -47,6 +51,21 @@ pub(crate) enum Dir {
     FromHost,
     /// From the controller to the host.
     ToHost,
+}
+
+/// What a command is in a fused operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It is in none.
+    Alone,
+    /// The first; the slot of the second, once that has come.
+    First(Option<u16>),
+    /// The second, and the slot of the first.
+    Second(u16),
+    /// The second, which carries out both; the slot of the first.
+    Joined(u16),
+    /// It was to be one of two, and the other fails; how it is answered when its data has come.
+    Doomed(Status),
 }
 
 /// What kind of command it is: who executes it.
@@ -67,6 +86,21 @@ pub(crate) enum ReqKind {
         count: u16,
         /// The next one.
         next: u16,
+        /// Blocks that may still be unmapped.
+        left: u32,
+    },
+    /// As many copies as the data has ranges, one after the other.
+    Copy {
+        /// The channel.
+        chan: u32,
+        /// How many.
+        count: u16,
+        /// The next one.
+        next: u16,
+        /// Where it goes.
+        to: Lba,
+        /// How.
+        flags: IoFlags,
     },
     /// A flush of every namespace, one after the other.
     FlushAll {
@@ -75,6 +109,14 @@ pub(crate) enum ReqKind {
     },
     /// Nothing is to be done.
     Nothing,
+}
+
+impl ReqKind {
+    /// Whether the end of one I/O may be the beginning of the next.
+    #[inline]
+    pub(crate) const fn has_more(self) -> bool {
+        matches!(self, Self::Ranges { .. } | Self::Copy { .. } | Self::FlushAll { .. })
+    }
 }
 
 /// One slot.
@@ -93,7 +135,10 @@ pub(crate) struct Req {
     pub(crate) len: u32,
     /// Bytes of data that have come.
     pub(crate) have: u32,
+    /// Completion dword 0, where the command ends by itself.
+    pub(crate) result: u32,
     pub(crate) kind: ReqKind,
+    pub(crate) role: Role,
     /// Its I/O with its buffers, but while the bdev has it.
     pub(crate) io: Option<Box<Io>>,
     /// The command; only kept for [`ReqKind::Control`].
@@ -111,7 +156,9 @@ impl Req {
             cid: 0,
             len: 0,
             have: 0,
+            result: 0,
             kind: ReqKind::Control,
+            role: Role::Alone,
             io: None,
             sqe: Sqe::default(),
         }
@@ -221,8 +268,10 @@ impl Slab {
             req.in_capsule = false;
             req.len = 0;
             req.have = 0;
+            req.result = 0;
             req.dir = Dir::None;
             req.kind = ReqKind::Control;
+            req.role = Role::Alone;
         }
         if let Some(word) = self.cids.get_mut(usize::from(cid >> 6)) {
             *word |= 1 << (cid & 63);

@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32};
 
 use super::super::digest::digest;
-use super::super::req::ReqState;
+use super::super::req::{ReqState, Role};
 use super::{Conn, ConnState, Sink};
 
 /// The most header and padding in front of data.
@@ -25,8 +25,9 @@ impl<L> Conn<L> {
         data: u32,
         sink: &mut S,
     ) {
-        let Some(req) = self.slab.get_mut(slot) else { return };
-        let cid = req.cid;
+        let Some(req) = self.slab.get(slot) else { return };
+        let (cid, role) = (req.cid, req.role);
+        let status = if role == Role::Alone { status } else { self.part(slot, role, status, sink) };
         self.slab.end_cid(cid);
         if self.state != ConnState::Open {
             self.free(slot, sink);

@@ -54,6 +54,8 @@ pub struct IscsiOptions {
     pub login_timeout: u16,
     /// Sessions of the process at most.
     pub max_sessions: u32,
+    /// Connections of one session at most: MaxConnections that is offered.
+    pub max_connections_per_session: u16,
     /// Bytes in data buffers that the connections of one reactor may hold at once.
     pub buffer_bytes_max: u64,
     /// Connections of one reactor at most.
@@ -77,6 +79,7 @@ impl Default for IscsiOptions {
             nop_timeout: 60,
             login_timeout: 15,
             max_sessions: 4096,
+            max_connections_per_session: 2,
             buffer_bytes_max: 256 << 20,
             connections_max: 4096,
             half_open_max: 512,

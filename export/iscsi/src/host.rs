@@ -104,14 +104,17 @@ impl LuHost {
             let (view, aborted) = (Arc::clone(view), Arc::clone(&aborted));
             let (left, then) = (Arc::clone(&left), Arc::clone(&then));
             send(handle, move |cx| {
-                if let Some(cell) = GroupCell::of(cx) {
-                    cell.apply_lu(cx, &view, &aborted);
-                }
-                if left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    let then = then.lock().unwrap_or_else(PoisonError::into_inner).take();
-                    if let Some(then) = then {
-                        then();
+                let done = move || {
+                    if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                        let then = then.lock().unwrap_or_else(PoisonError::into_inner).take();
+                        if let Some(then) = then {
+                            then();
+                        }
                     }
+                };
+                match GroupCell::of(cx) {
+                    Some(cell) => cell.apply_lu(cx, &view, &aborted, Box::new(done)),
+                    None => done(),
                 }
             });
         }

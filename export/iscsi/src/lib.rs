@@ -9,11 +9,12 @@
 //!                                                          └── bdev channels ◄── penstock_scsi::Task
 //! ```
 //!
-//! Invariants: a session lives on the reactor of its connection; a command is answered exactly once, or it was aborted,
+//! Invariants: a session lives on one reactor; a command is answered exactly once, or it was aborted,
 //! or its connection is gone; what an initiator can make the target hold is bounded by the command window and the
 //! group's buffers; full means that its socket is not read.
 //!
-//! Sessions have one connection each: MaxConnections is negotiated to 1, ErrorRecoveryLevel to 0.
+//! All connections of a session live on one reactor: whoever accepts one that names a session of another reactor hands it
+//! over. ErrorRecoveryLevel is negotiated to 0.
 #![forbid(unsafe_code)]
 
 pub mod auth;

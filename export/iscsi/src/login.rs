@@ -25,8 +25,11 @@ pub(crate) trait Directory {
     fn target(&self, name: &IscsiName) -> Option<Arc<TargetConfig>>;
     /// Settings.
     fn options(&self) -> &IscsiOptions;
-    /// Whether there is a session of that name with that TSIH.
-    fn has_session(&self, key: &SessionKey, tsih: u16) -> bool;
+    /// Whether connection `cid` may become one of the session of that name and TSIH.
+    ///
+    /// # Errors
+    /// The status to refuse it with.
+    fn may_join(&self, key: &SessionKey, tsih: u16, cid: u16) -> Result<(), LoginStatus>;
     /// What is asked of those who want to discover at a portal group.
     fn discovery_auth(&self, tpgt: u16) -> AuthPolicy;
     /// Whether there is room for one more session, which may take the place of one of the same name.
@@ -85,6 +88,11 @@ impl Login {
             auth: None,
             redirect: None,
         }
+    }
+
+    /// Whether a request has come.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.requests > 0
     }
 
     /// The session's name, as far as it is known.
@@ -259,9 +267,9 @@ impl Login {
         }
         let tsih = self.hdr.tsih.get();
         if tsih != 0 {
-            let known = self.key(tpgt).is_some_and(|key| directory.has_session(&key, tsih));
-            let status = if known { LoginStatus::TOO_MANY_CONNECTIONS } else { LoginStatus::NO_SESSION };
-            return Err(status);
+            let key = self.key(tpgt).ok_or(LoginStatus::NO_SESSION)?;
+            directory.may_join(&key, tsih, self.hdr.cid.get())?;
+            self.agreed.joins = true;
         }
         Ok(())
     }

@@ -11,6 +11,10 @@ const LENGTH_MAX: u32 = (1 << 24) - 1;
 /// What a session's parties have agreed on. Before that, the standard's defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operational {
+    /// The connection joins a session, whose keys were negotiated by the leading one.
+    pub(crate) joins: bool,
+    /// MaxConnections.
+    pub connections_max: u16,
     /// HeaderDigest is CRC32C.
     pub header_digest: bool,
     /// DataDigest is CRC32C.
@@ -38,6 +42,8 @@ pub struct Operational {
 impl Default for Operational {
     fn default() -> Self {
         Self {
+            joins: false,
+            connections_max: 1,
             header_digest: false,
             data_digest: false,
             initial_r2t: true,
@@ -72,6 +78,9 @@ impl Operational {
     /// Takes an initiator's operational key over. `discovery`: keys of data are irrelevant then.
     pub(crate) fn take(&mut self, pair: Pair<'_>, options: &IscsiOptions, discovery: bool) -> Say {
         let value = pair.value;
+        if self.joins && is_of_the_session(pair.key) {
+            return Say::Irrelevant;
+        }
         match pair.key {
             "HeaderDigest" => take_digest(value, &mut self.header_digest),
             "DataDigest" => take_digest(value, &mut self.data_digest),
@@ -83,7 +92,11 @@ impl Operational {
                 _ => Say::Reject,
             },
             "MaxConnections" if discovery => Say::Irrelevant,
-            "MaxConnections" => at_most(value, 1..=65_535, 1, |_| ()),
+            "MaxConnections" => {
+                at_most(value, 1..=65_535, options.max_connections_per_session.max(1).into(), |agreed| {
+                    self.connections_max = u16::try_from(agreed).unwrap_or(1);
+                })
+            }
             "ErrorRecoveryLevel" => at_most(value, 0..=2, 0, |_| ()),
             "DefaultTime2Wait" => {
                 let ours = u32::from(options.default_time2wait);
@@ -141,10 +154,43 @@ impl Operational {
         if discovery && say != Say::Reject { Say::Irrelevant } else { say }
     }
 
+    /// What holds on a connection that has agreed on `own` in a session that has agreed on this.
+    #[must_use]
+    pub(crate) fn for_connection(&self, own: &Self) -> Self {
+        Self {
+            joins: own.joins,
+            header_digest: own.header_digest,
+            data_digest: own.data_digest,
+            data_to_initiator: own.data_to_initiator,
+            data_to_target: own.data_to_target,
+            ..self.clone()
+        }
+    }
+
     /// FirstBurstLength is at most MaxBurstLength, whatever was said of them (13.14).
     pub(crate) fn finish(&mut self) {
         self.first_burst = self.first_burst.min(self.max_burst);
     }
+}
+
+/// Whether a key is negotiated by the leading connection for the whole session (RFC 7143, 13: scope SW, use LO).
+fn is_of_the_session(key: &str) -> bool {
+    matches!(
+        key,
+        "MaxConnections"
+            | "InitialR2T"
+            | "ImmediateData"
+            | "MaxBurstLength"
+            | "FirstBurstLength"
+            | "DefaultTime2Wait"
+            | "DefaultTime2Retain"
+            | "MaxOutstandingR2T"
+            | "DataPDUInOrder"
+            | "DataSequenceInOrder"
+            | "ErrorRecoveryLevel"
+            | "TaskReporting"
+            | "iSCSIProtocolLevel"
+    )
 }
 
 /// Whether a key is one of those that a login may negotiate only in its operational stage.
@@ -242,7 +288,7 @@ mod tests {
         assert_eq!(value("DataPDUInOrder", "No"), "Yes");
         assert_eq!(value("DataSequenceInOrder", "No"), "Yes");
         assert_eq!(value("ErrorRecoveryLevel", "2"), "0");
-        assert_eq!(value("MaxConnections", "8"), "1");
+        assert_eq!(value("MaxConnections", "8"), "2");
         assert_eq!(value("DefaultTime2Wait", "7"), "7");
         assert_eq!(value("DefaultTime2Wait", "0"), "2");
         assert_eq!(value("MaxBurstLength", "0x1000"), "4096");

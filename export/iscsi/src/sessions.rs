@@ -23,8 +23,7 @@ pub(crate) struct SessionKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) reactor: usize,
-    pub(crate) conn: u32,
-    pub(crate) serial: u64,
+    pub(crate) tsih: u16,
 }
 
 /// A session, for those who ask.
@@ -53,9 +52,15 @@ struct Table {
 pub struct Sessions(Mutex<Table>);
 
 impl Sessions {
-    /// Takes a session in; returns its TSIH and, where it reinstates another, the place of that one.
-    pub(crate) fn enter(&self, key: SessionKey, place: Place, addr: SocketAddr) -> (u16, Option<Place>) {
+    /// Takes a session in; returns its TSIH.
+    ///
+    /// # Errors
+    /// The place of the session of that name, which must end first.
+    pub(crate) fn enter(&self, key: SessionKey, reactor: usize, addr: SocketAddr) -> Result<u16, Place> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((old, _)) = table.by_key.get(&key) {
+            return Err(*old);
+        }
         let mut tsih = table.last_tsih;
         // There are fewer sessions than numbers: the limits on connections see to that.
         loop {
@@ -66,8 +71,8 @@ impl Sessions {
         }
         table.last_tsih = tsih;
         let info = SessionInfo { initiator: key.initiator, target: key.target, tpgt: key.tpgt, tsih, addr };
-        let old = table.by_key.insert(key, (place, info));
-        (tsih, old.map(|(place, _)| place))
+        table.by_key.insert(key, (Place { reactor, tsih }, info));
+        Ok(tsih)
     }
 
     /// Whether a session of that name has that TSIH.
@@ -76,16 +81,22 @@ impl Sessions {
         table.by_key.get(key).is_some_and(|(_, info)| info.tsih == tsih)
     }
 
+    /// The reactor of the session with that TSIH.
+    pub(crate) fn reactor_of(&self, tsih: u16) -> Option<usize> {
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.by_key.values().find(|(place, _)| place.tsih == tsih).map(|(place, _)| place.reactor)
+    }
+
     /// Whether there is room for a session of that name among `max`.
     pub(crate) fn has_room(&self, key: &SessionKey, max: u32) -> bool {
         let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         table.by_key.contains_key(key) || u32::try_from(table.by_key.len()).is_ok_and(|len| len < max)
     }
 
-    /// Forgets a session, unless another has taken its place.
-    pub(crate) fn leave(&self, key: &SessionKey, place: Place) {
+    /// Forgets a session.
+    pub(crate) fn leave(&self, key: &SessionKey, tsih: u16) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.by_key.get(key).is_some_and(|(known, _)| *known == place) {
+        if table.by_key.get(key).is_some_and(|(known, _)| known.tsih == tsih) {
             table.by_key.remove(key);
         }
     }

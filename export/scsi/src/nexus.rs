@@ -130,8 +130,9 @@ impl Nexus {
     }
 
     /// Makes the logical units in `luns` its own, by LUN. Those that are new to it report a unit attention; the others
-    /// keep their state and report that the list has changed. LUNs beyond [`LUNS_MAX`] and above 16383 are left out.
-    pub fn apply_luns(&mut self, luns: &[(u16, Arc<LuView>)]) {
+    /// keep their state and report that the list has changed. LUNs beyond [`LUNS_MAX`] and above 16383 are left out. Whether
+    /// the list is another than before.
+    pub fn apply_luns(&mut self, luns: &[(u16, Arc<LuView>)]) -> bool {
         let mut old = std::mem::take(&mut self.lus);
         let first = old.is_empty();
         let mut changed = false;
@@ -149,15 +150,24 @@ impl Nexus {
         }
         self.lus.sort_by_key(|lu| lu.lun);
         self.lus.dedup_by_key(|lu| lu.lun);
-        if (changed || !old.is_empty()) && !first {
+        let changed = (changed || !old.is_empty()) && !first;
+        if changed {
             self.lus.iter_mut().for_each(|lu| lu.raise(Asc::LUNS_CHANGED));
         }
+        changed
     }
 
     /// Takes a new view of a logical unit, wherever it sees it.
     pub fn apply_lu(&mut self, view: &Arc<LuView>) {
         for lu in self.lus.iter_mut().filter(|lu| lu.view.config.id == view.config.id) {
             lu.apply(view, &self.id);
+        }
+    }
+
+    /// Another nexus has cleared commands of this one (SAM-5, 7.5).
+    pub fn commands_cleared(&mut self, lu: LuId) {
+        for lu in self.lus.iter_mut().filter(|known| known.view.config.id == lu) {
+            lu.raise(Asc::COMMANDS_CLEARED);
         }
     }
 

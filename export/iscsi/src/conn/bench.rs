@@ -56,6 +56,11 @@ pub(super) struct Bench {
     pub(super) starved: Vec<u16>,
     pub(super) held: u64,
     pub(super) controls: Vec<(Control, ReplyTo)>,
+    /// The session that others may join.
+    pub(super) session: Option<Rc<Session>>,
+    pub(super) sweeps: Vec<(u32, u8, Scope)>,
+    pub(super) ends: Vec<EndOf>,
+    pub(super) nudges: Vec<u32>,
 }
 
 impl Bench {
@@ -82,6 +87,10 @@ impl Bench {
             starved: Vec::new(),
             held: 0,
             controls: Vec::new(),
+            session: None,
+            sweeps: Vec::new(),
+            ends: Vec::new(),
+            nudges: Vec::new(),
         }
     }
 
@@ -111,8 +120,12 @@ impl Directory for Bench {
         &self.options
     }
 
-    fn has_session(&self, _: &SessionKey, tsih: u16) -> bool {
-        tsih == 1
+    fn may_join(&self, _: &SessionKey, tsih: u16, _: u16) -> Result<(), LoginStatus> {
+        match (tsih, &self.session) {
+            (1, Some(_)) => Ok(()),
+            (1, None) => Err(LoginStatus::TOO_MANY_CONNECTIONS),
+            _ => Err(LoginStatus::NO_SESSION),
+        }
     }
 
     fn discovery_auth(&self, _: u16) -> AuthPolicy {
@@ -156,13 +169,40 @@ impl Sink for Bench {
         self.controls.push((control, to));
     }
 
-    fn abort_others(&mut self, _: LuId, _: &Nexus) {}
+    fn sweep(&mut self, conn: u32, tmf: u8, scope: Scope) -> usize {
+        self.sweeps.push((conn, tmf, scope));
+        1
+    }
 
-    fn begin_session(&mut self, _: u32, key: &SessionKey, _: SocketAddr) -> (u16, Option<Nexus>) {
-        let id = iscsi_transport_id(key.initiator.as_str(), Some(key.isid.0));
+    fn end(&mut self, whom: EndOf) {
+        self.ends.push(whom);
+    }
+
+    fn nudge(&mut self, conn: u32) {
+        self.nudges.push(conn);
+    }
+
+    fn elsewhere(&self, tsih: u16) -> Option<usize> {
+        (tsih == 99).then_some(1)
+    }
+
+    fn enter(&mut self, who: &Entering<'_>) -> Entered {
+        let member = Member { cid: who.cid, conn: who.conn };
+        if who.tsih != 0 {
+            let Some(session) = self.session.clone() else {
+                return Entered::Refused(LoginStatus::NO_SESSION);
+            };
+            session.join(member);
+            return Entered::Now(session);
+        }
+        let id = iscsi_transport_id(who.key.initiator.as_str(), Some(who.key.isid.0));
         let mut nexus = Nexus::new(&id, 1, Seal::new([0; 16]));
         nexus.apply_luns(&[(0, Arc::clone(self.owner.view()))]);
-        (1, key.target.map(|_| nexus))
+        let nexus = who.key.target.map(|_| nexus);
+        let session = Rc::new(Session::new(*who.key, 1, nexus, who.agreed.clone(), who.window, who.cmd_sn));
+        session.join(member);
+        self.session = Some(Rc::clone(&session));
+        Entered::Now(session)
     }
 
     fn send_targets(&self, _: &SessionKey, _: (SocketAddr, SocketAddr), _: Option<&str>) -> Vec<u8> {
@@ -199,6 +239,18 @@ pub(crate) fn connection(bytes: &[u8]) {
         while let Some((slot, mut io)) = bench.ios.pop_front() {
             bench.perform(&mut io);
             conn.io_back(slot, io, &mut bench);
+        }
+        while let Some((_, tmf, scope)) = bench.sweeps.pop() {
+            if let Scope::Task { slot, .. } = scope {
+                conn.abort_cmd(slot, &mut bench);
+            } else {
+                conn.abort_where(|_| true, &mut Vec::new(), &mut bench);
+            }
+            let reply = Reply { result: Ok(()), changed: false, aborted: Vec::new() };
+            conn.replied(ReplyTo::Tmf(tmf), &reply, &mut bench);
+        }
+        if !std::mem::take(&mut bench.nudges).is_empty() {
+            conn.go_on(&mut bench);
         }
         for (_, to) in std::mem::take(&mut bench.controls) {
             let reply = Reply { result: Ok(()), changed: false, aborted: Vec::new() };

@@ -1,25 +1,27 @@
 //! The commands of one session: a slab of slots.
 //!
 //! ```text
-//!   Free ─► NeedData ─► TransferIn ─┐        ┌─► Ordered ─┐
+//!   Free (─► Early) ─► NeedData ─► TransferIn ─┐        ┌─► Ordered ─┐
 //!     │   (out of buffers)          ▼        │            ▼
 //!     └──────────────────────────► task ─────┼─► Busy ─► Executing ─► task …
 //!     └─► NeedBuffer ─────────────► task ────┴─► Control ───────────► task ─► answer ─► TransferOut ─► Free
 //! ```
 //!
-//! Who moves a command on: NeedData, NeedBuffer: the group's queue of those who wait for buffers; TransferIn: the
+//! Who moves a command on: Early: commands on other connections; NeedData, NeedBuffer: the group's queue of those who wait for buffers; TransferIn: the
 //! socket; Ordered: the end of an older command; Busy: the group's queue of the channel; Executing: the bdev; Control:
 //! the owner of the logical unit; TransferOut: the socket.
 
 use penstock_bdev::{Io, Sg};
 use penstock_reactor::net::SlotData;
-use penstock_scsi::{LuId, Task};
+use penstock_scsi::{Command, LuId, Task};
 
 /// Where a command is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CmdState {
     /// No command.
     Free,
+    /// Commands before it have not come yet.
+    Early,
     /// Out of buffers for data to the target.
     NeedData,
     /// Out of buffers for data to the initiator.
@@ -75,9 +77,10 @@ pub(crate) struct Cmd {
     pub(crate) data_sn: u32,
     /// A PDU of its data came with a wrong digest.
     pub(crate) bad_digest: bool,
-    /// It is to end without an answer; the task management function that waits for that.
+    /// It is to end without an answer.
     pub(crate) aborted: bool,
-    pub(crate) tmf: Option<u8>,
+    /// The command itself, while it waits for its turn.
+    pub(crate) early: Option<Box<Command>>,
     /// Bytes of buffers that it holds.
     pub(crate) buffered: u32,
     /// Data from the initiator.
@@ -113,7 +116,7 @@ impl Cmd {
             data_sn: 0,
             bad_digest: false,
             aborted: false,
-            tmf: None,
+            early: None,
             buffered: 0,
             data: Sg::new(),
             blocks: Sg::new(),
@@ -218,7 +221,7 @@ impl Slab {
         cmd.data_sn = 0;
         cmd.bad_digest = false;
         cmd.aborted = false;
-        cmd.tmf = None;
+        cmd.early = None;
         cmd.buffered = 0;
         Some(slot)
     }

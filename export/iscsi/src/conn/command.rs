@@ -1,12 +1,13 @@
 //! SCSI commands: their data, their steps, their order.
 
 use penstock_bdev::{Io, Sg};
-use penstock_scsi::{Command, LuId, Reply, Step};
-use penstock_spec::iscsi::{DataOutHdr, RejectReason, ScsiCommandHdr, TAG_NONE};
+use penstock_scsi::{Command, Reply, Step};
+use penstock_spec::iscsi::{Bhs, DataOutHdr, RejectReason, ScsiCommandHdr, TAG_NONE};
 use penstock_spec::scsi::cdb::CDB_BYTES_MAX;
 use zerocopy::transmute_ref;
 
 use super::cmd::{CmdId, CmdState};
+use super::session::Turn;
 use super::tmf::ReplyTo;
 use super::{Conn, IMMEDIATE_MAX, Sink, Target};
 
@@ -14,34 +15,36 @@ use super::{Conn, IMMEDIATE_MAX, Sink, Target};
 const ATTR_ORDERED: u8 = 2;
 const ATTR_HEAD: u8 = 3;
 
-/// What becomes of a numbered PDU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// It is next.
-    Next,
-    /// It is outside of the window and is ignored.
-    Ignore,
-    /// A PDU before it is missing: on one connection it cannot come any more.
-    Gap,
-}
-
 impl Conn {
-    /// Looks at the CmdSN of a numbered PDU and advances ExpCmdSN where it is next (RFC 7143, 4.2.2.1).
-    pub(super) fn take_turn(&mut self, cmd_sn: u32, immediate: bool) -> Turn {
-        if immediate {
-            return Turn::Next;
+    /// The numbered PDU that was next has come.
+    #[inline]
+    pub(super) fn advance<S: Sink>(&mut self, sink: &mut S) {
+        let Some(session) = self.session.as_ref() else { return };
+        if session.advance() {
+            session.each_member(|conn| sink.nudge(conn));
         }
-        let numbers = &mut self.numbers;
-        let ahead = cmd_sn.wrapping_sub(numbers.exp_cmd_sn);
-        let window = numbers.max_cmd_sn.wrapping_sub(numbers.exp_cmd_sn).wrapping_add(1);
-        if window > u32::from(u16::MAX) || ahead >= window {
-            return Turn::Ignore;
+    }
+
+    /// What becomes of a numbered PDU; ExpCmdSN is advanced where it is next (RFC 7143, 4.2.2.1).
+    #[inline]
+    pub(super) fn take_turn<S: Sink>(&mut self, cmd_sn: u32, immediate: bool, sink: &mut S) -> Turn {
+        let turn = self.session.as_ref().map_or(Turn::Ignore, |session| session.turn(cmd_sn, immediate));
+        match turn {
+            Turn::Next if !immediate => self.advance(sink),
+            Turn::Early if self.waits_here(cmd_sn) => return Turn::Ignore,
+            _ => {}
         }
-        if ahead > 0 {
-            return Turn::Gap;
+        turn
+    }
+
+    /// A numbered PDU that came early is rejected: its CmdSN counts as received.
+    fn reject_early(&mut self, turn: Turn, bhs: &Bhs, reason: RejectReason) {
+        if turn == Turn::Early
+            && let Some(session) = self.session.as_ref()
+        {
+            session.plug(bhs.cmd_sn.get());
         }
-        numbers.exp_cmd_sn = numbers.exp_cmd_sn.wrapping_add(1);
-        Turn::Next
+        self.reject(bhs, reason);
     }
 
     /// A command has come; its immediate data, if any, follow.
@@ -49,24 +52,26 @@ impl Conn {
         let bhs = self.pdu.bhs;
         let hdr: &ScsiCommandHdr = transmute_ref!(&bhs);
         let immediate = bhs.is_immediate();
-        match self.take_turn(hdr.cmd_sn.get(), immediate) {
-            Turn::Next => {}
-            Turn::Ignore => return,
-            Turn::Gap => return self.fatal(&bhs, RejectReason::PROTOCOL),
+        let cmd_sn = hdr.cmd_sn.get();
+        let turn = self.take_turn(cmd_sn, immediate, sink);
+        if turn == Turn::Ignore {
+            return;
         }
-        if immediate && self.numbers.immediate >= IMMEDIATE_MAX {
+        let Some(session) = self.session.as_ref() else { return };
+        if immediate && session.immediate() >= IMMEDIATE_MAX {
             return self.reject(&bhs, RejectReason::IMMEDIATE);
         }
+        let has_nexus = session.key.target.is_some();
         let (edtl, itt) = (hdr.edtl.get(), hdr.itt.get());
         if let Err(reason) = self.check_command(hdr) {
             return self.fatal(&bhs, reason);
         }
         // Discovery sessions have no logical units. CDBs longer than 16 bytes belong to no command that we have.
-        if self.nexus.is_none() || !ahs.is_empty() {
-            return self.reject(&bhs, RejectReason::NOT_SUPPORTED);
+        if !has_nexus || !ahs.is_empty() {
+            return self.reject_early(turn, &bhs, RejectReason::NOT_SUPPORTED);
         }
         if self.slab.find(itt).is_some() || itt == TAG_NONE {
-            return self.reject(&bhs, RejectReason::TASK_IN_PROGRESS);
+            return self.reject_early(turn, &bhs, RejectReason::TASK_IN_PROGRESS);
         }
         let Some(slot) = self.slab.take() else { return self.fatal(&bhs, RejectReason::PROTOCOL) };
         let (read, write) = (hdr.flags & ScsiCommandHdr::READ != 0, hdr.flags & ScsiCommandHdr::WRITE != 0);
@@ -78,29 +83,38 @@ impl Conn {
         for (to, from) in command.cdb.iter_mut().zip(hdr.cdb) {
             *to = from;
         }
-        let (Some(cmd), Some(nexus)) = (self.slab.get_mut(slot), self.nexus.as_mut()) else { return };
+        let Some(cmd) = self.slab.get_mut(slot) else { return };
         cmd.state = CmdState::TransferIn;
         cmd.itt = itt;
         cmd.lun = hdr.lun.get();
-        cmd.seq = self.numbers.next_seq;
-        self.numbers.next_seq += 1;
         cmd.ordered = hdr.attr() == ATTR_ORDERED;
         cmd.head = hdr.attr() == ATTR_HEAD;
         cmd.numbered = !immediate;
         cmd.read = read;
         cmd.edtl = edtl;
         cmd.unsolicited = write && hdr.flags & ScsiCommandHdr::FINAL == 0;
-        self.numbers.ordered += u16::from(cmd.ordered);
-        if immediate {
-            self.numbers.immediate += 1;
-        } else {
-            self.numbers.active += 1;
+        self.pending += 1;
+        if turn == Turn::Early {
+            return self.hold_command(slot, cmd_sn, command, sink);
         }
-        let step = cmd.task.start(nexus, &command, sink.now());
+        let step = self.start(slot, &command, sink);
         if matches!(step, Step::Data { .. }) && self.pdu.len > 0 {
             self.pdu.target = Target::Cmd(slot);
         }
         self.run(slot, step, sink);
+    }
+
+    /// Begins a command whose turn it is.
+    #[inline]
+    pub(super) fn start<S: Sink>(&mut self, slot: u16, command: &Command, sink: &mut S) -> Step {
+        let (Some(cmd), Some(session)) = (self.slab.get_mut(slot), self.session.as_ref()) else {
+            return Step::Done;
+        };
+        cmd.seq = session.begin(cmd.lun, cmd.ordered, cmd.numbered);
+        match session.nexus() {
+            Some(mut nexus) => cmd.task.start(&mut nexus, command, sink.now()),
+            None => Step::Done,
+        }
     }
 
     /// Unsolicited data as they were agreed on (RFC 7143, 4.2.5.2 and 13.10 to 13.14).
@@ -146,8 +160,8 @@ impl Conn {
                 cmd.lu = lu;
                 cmd.state = CmdState::Control;
                 let control = cmd.task.take_control();
-                if let Some(nexus) = self.nexus.as_ref() {
-                    sink.control(self.id, lu, nexus, control, ReplyTo::Cmd(slot));
+                if let Some(nexus) = self.session.as_ref().and_then(|session| session.nexus()) {
+                    sink.control(self.id, lu, &nexus, control, ReplyTo::Cmd(slot));
                 }
             }
             Step::Done => self.respond(slot, sink),
@@ -157,7 +171,7 @@ impl Conn {
     /// Tries to get a command its buffer, and moves it on when there is one; else it waits (again).
     pub(crate) fn retry<S: Sink>(&mut self, slot: u16, sink: &mut S) {
         let id = CmdId { conn: self.id, slot };
-        let (Some(cmd), Some(nexus)) = (self.slab.get_mut(slot), self.nexus.as_mut()) else { return };
+        let (Some(cmd), Some(session)) = (self.slab.get_mut(slot), self.session.as_ref()) else { return };
         if !matches!(cmd.state, CmdState::NeedData | CmdState::NeedBuffer) {
             return;
         }
@@ -173,10 +187,17 @@ impl Conn {
         if cmd.state == CmdState::NeedBuffer {
             let mut list = Sg::new();
             list.push(buf);
-            let step = cmd.task.buffers(nexus, list);
+            let Some(mut nexus) = session.nexus() else { return };
+            let step = cmd.task.buffers(&mut nexus, list);
+            drop(nexus);
             return self.run(slot, step, sink);
         }
         cmd.data.push(buf);
+        if !cmd.blocks.is_empty() {
+            let freed = Self::move_early(&mut cmd.data, &mut cmd.blocks);
+            cmd.buffered = cmd.buffered.saturating_sub(freed);
+            sink.released(freed);
+        }
         cmd.state = CmdState::TransferIn;
         // Immediate data move it on when they are there.
         if self.pdu.target != Target::Cmd(slot) {
@@ -207,7 +228,7 @@ impl Conn {
         let (first_burst, max_burst) = (self.agreed.first_burst, self.agreed.max_burst);
         let Some(cmd) = self.slab.get_mut(slot) else { return };
         let unsolicited = hdr.ttt.get() == TAG_NONE;
-        let waits = matches!(cmd.state, CmdState::TransferIn | CmdState::NeedData);
+        let waits = matches!(cmd.state, CmdState::TransferIn | CmdState::NeedData | CmdState::Early);
         if unsolicited && cmd.unsolicited && !waits {
             // The task does without data.
             return;
@@ -258,8 +279,8 @@ impl Conn {
     }
 
     /// Asks for more data, or goes on where all are there.
-    fn data_came_more<S: Sink>(&mut self, slot: u16, sink: &mut S) {
-        let (Some(cmd), Some(nexus)) = (self.slab.get_mut(slot), self.nexus.as_mut()) else { return };
+    pub(super) fn data_came_more<S: Sink>(&mut self, slot: u16, sink: &mut S) {
+        let (Some(cmd), Some(session)) = (self.slab.get_mut(slot), self.session.as_ref()) else { return };
         if cmd.unsolicited || cmd.state != CmdState::TransferIn {
             return;
         }
@@ -268,7 +289,9 @@ impl Conn {
                 return self.respond_bad_digest(slot, sink);
             }
             let data = std::mem::take(&mut cmd.data);
-            let step = cmd.task.data_out(nexus, data);
+            let Some(mut nexus) = session.nexus() else { return };
+            let step = cmd.task.data_out(&mut nexus, data);
+            drop(nexus);
             return self.run(slot, step, sink);
         }
         if cmd.r2t_to < cmd.have {
@@ -280,17 +303,18 @@ impl Conn {
 
     /// Gives a command's I/O to its bdev, unless older commands are to end first.
     pub(crate) fn resubmit<S: Sink>(&mut self, slot: u16, sink: &mut S) {
-        let must_wait = self.numbers.ordered > 0 && self.waits_for_older(slot);
+        let Some(session) = self.session.as_ref() else { return };
+        let must_wait = session.ordered.get() > 0 && self.waits_for_older(slot);
         let Some(cmd) = self.slab.get_mut(slot) else { return };
         if !matches!(cmd.state, CmdState::Busy | CmdState::Ordered) {
             return;
         }
         if cmd.state == CmdState::Ordered {
-            self.numbers.waiting = self.numbers.waiting.saturating_sub(1);
+            session.waiting.set(session.waiting.get().saturating_sub(1));
         }
         if must_wait {
             cmd.state = CmdState::Ordered;
-            self.numbers.waiting += 1;
+            session.waiting.set(session.waiting.get() + 1);
             return;
         }
         let Some(io) = cmd.io.take() else { return };
@@ -309,13 +333,22 @@ impl Conn {
     /// Whether an older command of the same logical unit must end first (SAM-5, 8.6).
     fn waits_for_older(&self, slot: u16) -> bool {
         let Some(cmd) = self.slab.get(slot) else { return false };
-        !cmd.head
-            && self.slab.used().any(|(_, other)| {
-                other.seq < cmd.seq
-                    && other.lun == cmd.lun
-                    && other.is_pending()
-                    && (cmd.ordered || other.ordered)
-            })
+        if cmd.head {
+            return false;
+        }
+        let session = self.session.as_ref();
+        if let Some(waits) =
+            session.and_then(|session| session.waits_for_older(cmd.seq, cmd.lun, cmd.ordered))
+        {
+            return waits;
+        }
+        self.slab.used().any(|(_, other)| {
+            other.seq < cmd.seq
+                && other.lun == cmd.lun
+                && other.is_pending()
+                && other.state != CmdState::Early
+                && (cmd.ordered || other.ordered)
+        })
     }
 
     /// A command has ended: those that waited for it may go on.
@@ -335,8 +368,9 @@ impl Conn {
     pub(crate) fn io_back<S: Sink>(&mut self, slot: u16, io: Box<Io>, sink: &mut S) {
         self.out = self.out.saturating_sub(1);
         let Some(cmd) = self.slab.get_mut(slot) else { return };
-        let Some(nexus) = self.nexus.as_mut() else { return };
-        let step = cmd.task.completed(nexus, io);
+        let Some(mut nexus) = self.session.as_ref().and_then(|session| session.nexus()) else { return };
+        let step = cmd.task.completed(&mut nexus, io);
+        drop(nexus);
         if cmd.aborted {
             cmd.state = CmdState::TransferIn;
             return self.drop_cmd(slot, sink);
@@ -361,11 +395,12 @@ impl Conn {
     /// Ends a command without an answer; nothing of it is outside.
     pub(super) fn drop_cmd<S: Sink>(&mut self, slot: u16, sink: &mut S) {
         let Some(cmd) = self.slab.get_mut(slot) else { return };
-        if let (Some(io), Some(nexus)) = (cmd.io.take(), self.nexus.as_mut()) {
+        let session = self.session.as_ref();
+        if let (Some(io), Some(mut nexus)) = (cmd.io.take(), session.and_then(|session| session.nexus())) {
             // It was never submitted: back it goes, so that the task is whole.
             let mut io = io;
             io.status = penstock_bdev::IoStatus::Aborted;
-            let _ended = cmd.task.completed(nexus, io);
+            let _ended = cmd.task.completed(&mut nexus, io);
         }
         let whole = cmd.task.abandon();
         debug_assert!(whole, "the I/O of a dropped command is back");
@@ -379,17 +414,16 @@ impl Conn {
         if cmd.state == CmdState::TransferOut {
             return;
         }
-        let tmf = cmd.tmf.take();
+        let Some(session) = self.session.as_ref() else { return };
         if cmd.state == CmdState::Ordered {
-            self.numbers.waiting = self.numbers.waiting.saturating_sub(1);
+            session.waiting.set(session.waiting.get().saturating_sub(1));
         }
+        let begun = cmd.state != CmdState::Early;
         cmd.state = CmdState::TransferOut;
-        if cmd.numbered {
-            self.numbers.active = self.numbers.active.saturating_sub(1);
-        } else {
-            self.numbers.immediate = self.numbers.immediate.saturating_sub(1);
+        self.pending = self.pending.saturating_sub(1);
+        if begun {
+            session.end(cmd.seq, std::mem::take(&mut cmd.ordered), cmd.numbered);
         }
-        self.numbers.ordered -= u16::from(std::mem::take(&mut cmd.ordered)).min(self.numbers.ordered);
         if self.pdu.target == Target::Cmd(slot) {
             self.pdu.target = Target::Discard;
         }
@@ -397,11 +431,9 @@ impl Conn {
             // What came behind goes on when the group looks at the connection again.
             sink.starved(CmdId { conn: self.id, slot });
         }
-        if self.numbers.waiting > 0 {
+        if session.waiting.get() > 0 {
+            session.each_member(|conn| sink.nudge(conn));
             self.wake_ordered(sink);
-        }
-        if let Some(tmf) = tmf {
-            self.tmf_step(tmf, sink);
         }
     }
 
@@ -416,13 +448,6 @@ impl Conn {
     pub(crate) fn sent<S: Sink>(&mut self, sent: usize, sink: &mut S) {
         let slab = &mut self.slab;
         self.tx.sent(sent, |slot| sink.released(slab.release(slot)));
-    }
-
-    /// Logical units of the session's commands that are not answered yet.
-    pub(super) fn pending_on(&self, lu: Option<LuId>, lun: Option<u64>) -> Vec<u16> {
-        let on =
-            |cmd: &super::cmd::Cmd| lu.is_none_or(|lu| cmd.lu == lu) && lun.is_none_or(|lun| cmd.lun == lun);
-        self.slab.used().filter(|(_, cmd)| cmd.is_pending() && on(cmd)).map(|(slot, _)| slot).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! One connection, and with it one session: PDUs in, PDUs out, and the commands between.
+//! One connection: PDUs in, PDUs out, and the commands between. What it shares with others is its [`Session`].
 //!
 //! Sans-IO: bytes come in by [`Conn::receive`] (or straight into a command's buffer by [`Conn::direct`]), what is to be
 //! sent stands in [`Conn::tx`]. Buffers, bdevs and owners of logical units are behind [`Sink`].
@@ -9,9 +9,12 @@
 
 mod cmd;
 mod command;
+mod early;
 mod machine;
+mod notice;
 mod reply;
 mod service;
+mod session;
 mod tmf;
 
 #[cfg(any(test, fuzzing))]
@@ -20,23 +23,26 @@ pub(crate) mod bench;
 mod tests;
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 
 use penstock_bdev::Io;
+use penstock_bdev::reservation::RegistrantId;
 use penstock_reactor::Tick;
 use penstock_reactor::mem::Buf;
 use penstock_reactor::net::SendQueue;
 use penstock_scsi::{Control, LuId, Nexus};
 use penstock_spec::iscsi::header::AHS_LEN_MAX;
 use penstock_spec::iscsi::{
-    BHS_LEN, Bhs, BhsError, CheckedBhs, DIGEST_LEN, LoginStatus, Opcode, RejectReason, pad_len,
+    BHS_LEN, Bhs, BhsError, CheckedBhs, DIGEST_LEN, LoginReqHdr, LoginStatus, Opcode, RejectReason, pad_len,
 };
 use zerocopy::FromBytes;
 
 pub(crate) use cmd::{CmdId, CmdState, Slab};
+pub(crate) use session::{Member, Session};
 pub(crate) use tmf::ReplyTo;
 
 use crate::digest::{digest, padded_digest};
-use crate::login::{Directory, Login};
+use crate::login::{Answer, Directory, Login};
 use crate::negotiate::Operational;
 use crate::sessions::SessionKey;
 
@@ -65,15 +71,72 @@ pub(crate) trait Sink: Directory {
     fn abort(&mut self, lu: LuId, id: CmdId);
     /// Sends a request to the owner of a logical unit; [`Conn::replied`] is to be called with what it says.
     fn control(&mut self, conn: u32, lu: LuId, nexus: &Nexus, control: Control, to: ReplyTo);
-    /// Aborts the commands to a logical unit of all other sessions.
-    fn abort_others(&mut self, lu: LuId, nexus: &Nexus);
-    /// A login has succeeded: the session's TSIH, and its nexus unless it is for discovery.
-    fn begin_session(&mut self, conn: u32, key: &SessionKey, addr: SocketAddr) -> (u16, Option<Nexus>);
+    /// Has commands aborted; [`Conn::replied`] is to be called with [`ReplyTo::Tmf`] as often as this returns, each time
+    /// when nothing of them is under way any more.
+    fn sweep(&mut self, conn: u32, tmf: u8, scope: Scope) -> usize;
+    /// Ends connections, this one or others of its session.
+    fn end(&mut self, whom: EndOf);
+    /// [`Conn::go_on`] of that connection is to be called soon.
+    fn nudge(&mut self, conn: u32);
+    /// The reactor of the session with that TSIH, where it is another one.
+    fn elsewhere(&self, tsih: u16) -> Option<usize>;
+    /// A login has succeeded: its session begins, or it joins one.
+    fn enter(&mut self, who: &Entering<'_>) -> Entered;
     /// What there is to be discovered: the answer to SendTargets, of one target or of all.
     /// The initiator's address and ours come with it.
     fn send_targets(&self, key: &SessionKey, ends: (SocketAddr, SocketAddr), only: Option<&str>) -> Vec<u8>;
     /// Time.
     fn now(&self) -> Tick;
+}
+
+/// Who wants into a session.
+#[derive(Debug)]
+pub(crate) struct Entering<'a> {
+    pub(crate) conn: u32,
+    pub(crate) cid: u16,
+    pub(crate) key: &'a SessionKey,
+    /// The session that it asked for; 0: a new one.
+    pub(crate) tsih: u16,
+    pub(crate) addr: SocketAddr,
+    pub(crate) agreed: &'a Operational,
+    pub(crate) window: u16,
+    pub(crate) cmd_sn: u32,
+}
+
+/// What becomes of it.
+#[derive(Debug)]
+pub(crate) enum Entered {
+    /// It is in.
+    Now(Rc<Session>),
+    /// What it takes the place of must end first: [`Conn::login_again`] is to be called then.
+    Later,
+    /// It may not.
+    Refused(LoginStatus),
+}
+
+/// Which commands are to be aborted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// One of this connection.
+    Task { conn: u32, slot: u16 },
+    /// Those of a session to one LUN that are older than `before`.
+    TaskSet { tsih: u16, lun: u64, before: u64 },
+    /// Those of all sessions to logical units; of the session of `from`, only those older than `before`. `cleared`: the
+    /// others are told that theirs were cleared.
+    Units { lus: Vec<LuId>, from: RegistrantId, before: u64, cleared: bool },
+    /// Those of some nexuses to a logical unit.
+    Nexuses { lu: LuId, of: Vec<RegistrantId> },
+}
+
+/// Which connections are to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EndOf {
+    /// One.
+    Conn(u32),
+    /// All others of a session.
+    Others { tsih: u16, but: u32 },
+    /// All sessions of a target, on all reactors: a cold reset.
+    Target(Box<penstock_spec::iscsi::IscsiName>),
 }
 
 /// Where a connection is in its life.
@@ -121,23 +184,6 @@ struct Pdu {
     pad_left: u32,
 }
 
-/// The session's numbers.
-#[derive(Debug, Default)]
-struct Numbers {
-    stat_sn: u32,
-    exp_cmd_sn: u32,
-    max_cmd_sn: u32,
-    /// Numbered commands without an answer.
-    active: u16,
-    /// Immediate ones.
-    immediate: u16,
-    window: u16,
-    next_seq: u64,
-    /// Commands with attribute ORDERED that have no answer, and those that wait for older ones.
-    ordered: u16,
-    waiting: u16,
-}
-
 /// The machine of one connection.
 #[derive(Debug)]
 pub(crate) struct Conn {
@@ -155,8 +201,19 @@ pub(crate) struct Conn {
     pub(crate) tsih: u16,
     cid: u16,
     agreed: Operational,
-    pub(crate) nexus: Option<Nexus>,
-    numbers: Numbers,
+    pub(crate) session: Option<Rc<Session>>,
+    /// Commands without an answer.
+    pending: u16,
+    /// The session's command window.
+    window: u16,
+    stat_sn: u32,
+    /// CmdSN of the login under way.
+    login_cmd_sn: u32,
+    /// A login whose session has yet to end in another form.
+    parked: Option<Box<(LoginReqHdr, Answer)>>,
+    early: early::Early,
+    /// Its session lives on that reactor: these bytes, and all that follow, are for it.
+    pub(crate) moves: Option<(usize, Vec<u8>)>,
     phase: Phase,
     pdu: Pdu,
     hdr: Vec<u8>,
@@ -198,8 +255,14 @@ impl Conn {
             tsih: 0,
             cid: 0,
             agreed: Operational::default(),
-            nexus: None,
-            numbers: Numbers::default(),
+            session: None,
+            pending: 0,
+            window: 0,
+            stat_sn: 0,
+            login_cmd_sn: 0,
+            parked: None,
+            early: early::Early::default(),
+            moves: None,
             phase: Phase::Header,
             pdu,
             hdr: Vec::new(),
@@ -244,15 +307,22 @@ impl Conn {
     /// Whether what comes can be received now. There must be slots for a whole window.
     #[inline]
     pub(crate) fn wants_bytes(&self) -> bool {
-        let slots = usize::from(self.numbers.window + IMMEDIATE_MAX);
-        let room = self.state != ConnState::Full || self.slab.free_len() + self.pending() >= slots;
-        room && self.stalled.is_none()
-            && self.state != ConnState::Closed
-            && self.tx.hdr_bytes() < TX_BYTES_MAX
+        let slots = usize::from(self.window + IMMEDIATE_MAX);
+        let room = self.state != ConnState::Full || self.slab.free_len() + usize::from(self.pending) >= slots;
+        room && !self.is_stalled() && self.state != ConnState::Closed && self.tx.hdr_bytes() < TX_BYTES_MAX
     }
 
-    fn pending(&self) -> usize {
-        usize::from(self.numbers.active) + usize::from(self.numbers.immediate)
+    /// Whether what comes has to wait.
+    #[inline]
+    fn is_stalled(&self) -> bool {
+        self.stalled.is_some() || self.parked.is_some() || self.moves.is_some()
+    }
+
+    /// What came and was not handled, with what is to be handled by another reactor.
+    pub(crate) fn take_moving(&mut self) -> Option<(usize, Vec<u8>)> {
+        let (reactor, mut bytes) = self.moves.take()?;
+        bytes.append(&mut self.leftover);
+        Some((reactor, bytes))
     }
 
     fn data_max(&self) -> u32 {
@@ -284,7 +354,7 @@ impl Conn {
         self.heard = true;
         let mut rest = bytes;
         while matches!(self.state, ConnState::Login | ConnState::Full) {
-            if self.stalled.is_some() {
+            if self.is_stalled() {
                 self.leftover.extend_from_slice(rest);
                 return;
             }
@@ -494,7 +564,9 @@ impl Conn {
         self.state = ConnState::Closed;
         self.tx.clear(|_| ());
         self.stalled = None;
+        self.parked = None;
         self.leftover = Vec::new();
+        self.drop_early(sink);
         let used: Vec<(u16, CmdState)> = self.slab.used().map(|(slot, cmd)| (slot, cmd.state)).collect();
         for (slot, state) in used {
             if state == CmdState::Executing {

@@ -28,23 +28,18 @@ fn residual(transfer_bytes: u64, edtl: u32) -> (u8, u32) {
 }
 
 impl Conn {
-    /// ExpCmdSN and MaxCmdSN. MaxCmdSN never falls: what was promised stays so.
+    /// ExpCmdSN and MaxCmdSN.
     #[inline]
-    pub(super) fn window(&mut self) -> (u32, u32) {
-        let numbers = &mut self.numbers;
-        let room = numbers.window.saturating_sub(numbers.active);
-        let max = numbers.exp_cmd_sn.wrapping_add(u32::from(room)).wrapping_sub(1);
-        if max.wrapping_sub(numbers.max_cmd_sn) < 1 << 31 {
-            numbers.max_cmd_sn = max;
-        }
-        (numbers.exp_cmd_sn, numbers.max_cmd_sn)
+    pub(super) fn window(&self) -> (u32, u32) {
+        let login = || (self.login_cmd_sn, self.login_cmd_sn);
+        self.session.as_ref().map_or_else(login, |session| session.window())
     }
 
     /// The next StatSN, which is used up.
     #[inline]
     pub(super) fn next_stat_sn(&mut self) -> u32 {
-        let stat_sn = self.numbers.stat_sn;
-        self.numbers.stat_sn = stat_sn.wrapping_add(1);
+        let stat_sn = self.stat_sn;
+        self.stat_sn = stat_sn.wrapping_add(1);
         stat_sn
     }
 
@@ -186,7 +181,14 @@ impl Conn {
         }
     }
 
-    fn push_response(&mut self, slot: u16, status: Status, sense: &[u8], residual: (u8, u32), pdus: u32) {
+    pub(super) fn push_response(
+        &mut self,
+        slot: u16,
+        status: Status,
+        sense: &[u8],
+        residual: (u8, u32),
+        pdus: u32,
+    ) {
         let Some(cmd) = self.slab.get(slot) else { return };
         let (itt, r2t_sn) = (cmd.itt, cmd.r2t_sn);
         let mut data = [0; 2 + penstock_scsi::SENSE_BYTES_MAX];
@@ -222,7 +224,7 @@ impl Conn {
         let (burst, r2t_max) = (self.agreed.max_burst, self.agreed.r2t_max);
         loop {
             let (exp_cmd_sn, max_cmd_sn) = self.window();
-            let stat_sn = self.numbers.stat_sn;
+            let stat_sn = self.stat_sn;
             let Some(cmd) = self.slab.get_mut(slot) else { return };
             if cmd.r2ts >= r2t_max || cmd.r2t_to >= cmd.want {
                 return;

@@ -1,17 +1,19 @@
-//! Everything but commands: login, text, NOP, logout.
+//! Everything but commands: login, text, logout.
+
+use std::rc::Rc;
 
 use penstock_spec::iscsi::login::LoginStatus;
 use penstock_spec::iscsi::service::TEXT_CONTINUE;
 use penstock_spec::iscsi::text;
 use penstock_spec::iscsi::{
-    AsyncEvent, AsyncHdr, Bhs, DataLen, LoginReqHdr, LoginRespHdr, LogoutReqHdr, LogoutRespHdr, NopInHdr,
-    Opcode, RejectReason, TAG_NONE, TextRespHdr,
+    Bhs, DataLen, LoginReqHdr, LoginRespHdr, LogoutReqHdr, LogoutRespHdr, Opcode, RejectReason, TAG_NONE,
+    TextRespHdr, pad_len,
 };
 use zerocopy::{IntoBytes, transmute_ref};
 
-use super::command::Turn;
-use super::{Conn, ConnState, IMMEDIATE_MAX, Sink, Slab};
-use crate::login::{Answer, say};
+use super::session::Turn;
+use super::{CmdState, Conn, ConnState, EndOf, Entered, Entering, IMMEDIATE_MAX, Session, Sink, Slab};
+use crate::login::{Answer, Login, say};
 
 /// Bytes of keys in one text request, over all its PDUs, at most.
 const TEXT_IN_MAX: usize = 64 << 10;
@@ -21,6 +23,9 @@ impl Conn {
     pub(super) fn service<S: Sink>(&mut self, bhs: &Bhs, data: &[u8], sink: &mut S) {
         let opcode = bhs.opcode();
         if self.state == ConnState::Login {
+            if opcode == Opcode::LOGIN_REQ && self.moves_away(bhs, data, sink) {
+                return;
+            }
             if opcode == Opcode::LOGIN_REQ {
                 self.login_request(bhs, data, sink);
             } else {
@@ -30,49 +35,118 @@ impl Conn {
             return;
         }
         if opcode.is_numbered() {
-            match self.take_turn(bhs.cmd_sn.get(), bhs.is_immediate()) {
+            match self.take_turn(bhs.cmd_sn.get(), bhs.is_immediate(), sink) {
+                Turn::Next if self.waits_for_others(bhs) => return self.hold_service(bhs, data),
                 Turn::Next => {}
                 Turn::Ignore => return,
-                Turn::Gap => return self.fatal(bhs, RejectReason::PROTOCOL),
+                Turn::Early => return self.hold_service(bhs, data),
             }
         }
-        match opcode {
+        self.serve(bhs, data, sink);
+    }
+
+    /// Does what a PDU wants whose turn it is.
+    pub(super) fn serve<S: Sink>(&mut self, bhs: &Bhs, data: &[u8], sink: &mut S) {
+        match bhs.opcode() {
             Opcode::NOP_OUT => self.nop_out(bhs, data),
             Opcode::TASK_MGMT_REQ => self.task_management(bhs, sink),
             Opcode::TEXT_REQ => self.text_request(bhs, data, sink),
-            Opcode::LOGOUT_REQ => self.logout(bhs),
+            Opcode::LOGOUT_REQ => self.logout(bhs, sink),
             Opcode::SNACK => self.reject(bhs, RejectReason::SNACK),
             _ => self.fatal(bhs, RejectReason::PROTOCOL),
         }
+    }
+
+    /// Whether the first login request names a session of another reactor: the connection has to go there.
+    fn moves_away<S: Sink>(&mut self, bhs: &Bhs, data: &[u8], sink: &S) -> bool {
+        let hdr: &LoginReqHdr = transmute_ref!(bhs);
+        let tsih = hdr.tsih.get();
+        let first = self.login.as_ref().is_some_and(|login| !login.has_begun());
+        let Some(reactor) = sink.elsewhere(tsih).filter(|_| tsih != 0 && first) else { return false };
+        let mut bytes = Bhs { ahs_words: 0, ..*bhs }.as_bytes().to_vec();
+        bytes.extend_from_slice(data);
+        bytes.resize(bytes.len() + pad_len(u32::try_from(data.len()).unwrap_or(0)) as usize, 0);
+        self.moves = Some((reactor, bytes));
+        true
     }
 
     fn login_request<S: Sink>(&mut self, bhs: &Bhs, data: &[u8], sink: &mut S) {
         let hdr: &LoginReqHdr = transmute_ref!(bhs);
         let Some(mut login) = self.login.take() else { return };
         self.cid = hdr.cid.get();
-        self.numbers.exp_cmd_sn = hdr.cmd_sn.get();
+        self.login_cmd_sn = hdr.cmd_sn.get();
         let outcome = login.request(hdr, data, self.tpgt, self.addr.ip(), sink);
         self.key = login.key(self.tpgt);
-        let (answer, status) = match outcome {
+        let (mut answer, mut status) = match outcome {
             Ok(answer) => (answer, LoginStatus::SUCCESS),
             Err(status) => (Answer { text: login.refusal_keys(), ..Answer::default() }, status),
         };
-        let window = login.window(sink.options());
-        if answer.done
-            && let Some(key) = &self.key
-        {
-            (self.tsih, self.nexus) = sink.begin_session(self.id, key, self.addr);
-            self.agreed = login.agreed.clone();
-            self.numbers.window = window;
-            self.numbers.max_cmd_sn = self.numbers.exp_cmd_sn.wrapping_add(u32::from(window)).wrapping_sub(1);
-            // Slots for a window of commands whose answers are being sent, and another whose are not.
-            self.slab = Slab::new(window.saturating_add(IMMEDIATE_MAX).saturating_mul(2).min(0x7fff));
-        } else {
-            self.numbers.max_cmd_sn = self.numbers.exp_cmd_sn;
+        if answer.done {
+            match self.enter(hdr, &login, sink) {
+                Entered::Now(session) => self.begin(session, &login),
+                Entered::Later => {
+                    self.login = Some(login);
+                    self.parked = Some(Box::new((*hdr, answer)));
+                    return;
+                }
+                Entered::Refused(why) => (answer, status) = (Answer::default(), why),
+            }
         }
-        // The login is over only when its last response is pushed: that one has no digest.
         self.login = Some(login);
-        self.push_login_response(hdr, &answer, status);
+        self.end_login(hdr, &answer, status);
+    }
+
+    /// What this login takes the place of has ended.
+    pub(crate) fn login_again<S: Sink>(&mut self, sink: &mut S) {
+        let Some(parked) = self.parked.take() else { return };
+        let (hdr, answer) = *parked;
+        let Some(login) = self.login.take() else { return };
+        let mut status = LoginStatus::SUCCESS;
+        match self.enter(&hdr, &login, sink) {
+            Entered::Now(session) => self.begin(session, &login),
+            Entered::Later => {
+                self.login = Some(login);
+                self.parked = Some(Box::new((hdr, answer)));
+                return;
+            }
+            Entered::Refused(why) => status = why,
+        }
+        self.login = Some(login);
+        let answer = if status == LoginStatus::SUCCESS { answer } else { Answer::default() };
+        self.end_login(&hdr, &answer, status);
+        let bytes = std::mem::take(&mut self.leftover);
+        self.receive(&bytes, sink);
+    }
+
+    fn enter<S: Sink>(&mut self, hdr: &LoginReqHdr, login: &Login, sink: &mut S) -> Entered {
+        let Some(key) = &self.key else { return Entered::Refused(LoginStatus::TARGET_ERROR) };
+        let window = login.window(sink.options());
+        sink.enter(&Entering {
+            conn: self.id,
+            cid: self.cid,
+            key,
+            tsih: hdr.tsih.get(),
+            addr: self.addr,
+            agreed: &login.agreed,
+            window,
+            cmd_sn: hdr.cmd_sn.get(),
+        })
+    }
+
+    /// The connection is part of a session now.
+    fn begin(&mut self, session: Rc<Session>, login: &Login) {
+        self.tsih = session.tsih;
+        self.window = session.window;
+        self.agreed = session.agreed.for_connection(&login.agreed);
+        // Slots for a window of commands whose answers are being sent, and another whose are not.
+        self.slab = Slab::new(self.window.saturating_add(IMMEDIATE_MAX).saturating_mul(2).min(0x7fff));
+        self.session = Some(session);
+    }
+
+    /// Answers a login request; where it was the last, the full feature phase begins.
+    fn end_login(&mut self, hdr: &LoginReqHdr, answer: &Answer, status: LoginStatus) {
+        // The login is over only when its last response is pushed: that one has no digest.
+        self.push_login_response(hdr, answer, status);
         if answer.done {
             self.login = None;
             self.state = ConnState::Full;
@@ -83,7 +157,16 @@ impl Conn {
         }
     }
 
+    /// Tells the session the commands that it has to know once there is a second connection.
+    pub(crate) fn track_commands(&self) {
+        let Some(session) = self.session.as_ref() else { return };
+        for (_, cmd) in self.slab.used().filter(|(_, cmd)| cmd.is_pending() && cmd.state != CmdState::Early) {
+            session.track(cmd.seq, cmd.lun, cmd.ordered);
+        }
+    }
+
     fn push_login_response(&mut self, request: &LoginReqHdr, answer: &Answer, status: LoginStatus) {
+        let (exp_cmd_sn, max_cmd_sn) = self.window();
         let hdr = LoginRespHdr {
             opcode: Opcode::LOGIN_RESP.0,
             flags: answer.flags,
@@ -92,52 +175,12 @@ impl Conn {
             tsih: if answer.done { self.tsih } else { request.tsih.get() }.into(),
             itt: request.itt,
             stat_sn: self.next_stat_sn().into(),
-            exp_cmd_sn: self.numbers.exp_cmd_sn.into(),
-            max_cmd_sn: self.numbers.max_cmd_sn.into(),
+            exp_cmd_sn: exp_cmd_sn.into(),
+            max_cmd_sn: max_cmd_sn.into(),
             status: status.0.into(),
             ..LoginRespHdr::default()
         };
         self.push_pdu(hdr.as_bytes(), &answer.text);
-    }
-
-    fn nop_out(&mut self, bhs: &Bhs, data: &[u8]) {
-        if bhs.ttt.get() != TAG_NONE {
-            // The answer to a ping of ours.
-            self.ping_out = false;
-        }
-        if bhs.itt.get() == TAG_NONE {
-            return;
-        }
-        let data = data.get(..self.agreed.data_to_initiator as usize).unwrap_or(data);
-        let stat_sn = self.next_stat_sn();
-        self.push_nop_in(bhs, TAG_NONE, stat_sn, data);
-    }
-
-    /// Asks the initiator whether it is still there.
-    pub(crate) fn push_ping(&mut self) {
-        self.ping = self.ping.wrapping_add(1) & 0xffff;
-        self.ping_out = true;
-        let bhs = Bhs { itt: TAG_NONE.into(), ..Bhs::default() };
-        // It has no StatSN of its own: it shows the next.
-        let stat_sn = self.numbers.stat_sn;
-        self.push_nop_in(&bhs, self.ping, stat_sn, &[]);
-    }
-
-    fn push_nop_in(&mut self, bhs: &Bhs, ttt: u32, stat_sn: u32, data: &[u8]) {
-        let (exp_cmd_sn, max_cmd_sn) = self.window();
-        let hdr = NopInHdr {
-            opcode: Opcode::NOP_IN.0,
-            flags: 0x80,
-            data_len: DataLen::new(u32::try_from(data.len()).unwrap_or(0)),
-            lun: bhs.lun,
-            itt: bhs.itt,
-            ttt: ttt.into(),
-            stat_sn: stat_sn.into(),
-            exp_cmd_sn: exp_cmd_sn.into(),
-            max_cmd_sn: max_cmd_sn.into(),
-            ..NopInHdr::default()
-        };
-        self.push_pdu(hdr.as_bytes(), data);
     }
 
     fn text_request<S: Sink>(&mut self, bhs: &Bhs, data: &[u8], sink: &mut S) {
@@ -236,12 +279,23 @@ impl Conn {
         self.push_pdu(hdr.as_bytes(), data);
     }
 
-    fn logout(&mut self, bhs: &Bhs) {
+    fn logout<S: Sink>(&mut self, bhs: &Bhs, sink: &mut S) {
         let hdr: &LogoutReqHdr = transmute_ref!(bhs);
+        let Some(session) = self.session.clone() else { return };
+        let (cid, mine) = (hdr.cid.get(), self.cid);
         let response = match hdr.reason & 0x7f {
-            0 => 0,
-            1 if hdr.cid.get() == self.cid => 0,
-            1 => 1,
+            0 => {
+                sink.end(EndOf::Others { tsih: session.tsih, but: self.id });
+                0
+            }
+            1 if cid == mine => 0,
+            1 => match session.members().iter().find(|member| member.cid == cid) {
+                Some(member) => {
+                    sink.end(EndOf::Conn(member.conn));
+                    0
+                }
+                None => 1,
+            },
             // Recovery is for error recovery level 2.
             2 => 2,
             _ => return self.reject(bhs, RejectReason::INVALID_FIELD),
@@ -259,26 +313,10 @@ impl Conn {
             time2retain: self.agreed.time2retain.into(),
             ..LogoutRespHdr::default()
         };
+        let ends = response == 0 && (bhs.flags & 0x7f == 0 || cid == mine);
         self.push_pdu(hdr.as_bytes(), &[]);
-        if response == 0 {
+        if ends {
             self.end();
         }
-    }
-
-    /// Asks the initiator to log out within `seconds` (RFC 7143, 11.9.1).
-    pub(crate) fn push_logout_request(&mut self, seconds: u16) {
-        let (exp_cmd_sn, max_cmd_sn) = self.window();
-        let hdr = AsyncHdr {
-            opcode: Opcode::ASYNC.0,
-            flags: 0x80,
-            itt: TAG_NONE.into(),
-            stat_sn: self.next_stat_sn().into(),
-            exp_cmd_sn: exp_cmd_sn.into(),
-            max_cmd_sn: max_cmd_sn.into(),
-            event: AsyncEvent::LOGOUT_REQUEST,
-            parameter3: seconds.into(),
-            ..AsyncHdr::default()
-        };
-        self.push_pdu(hdr.as_bytes(), &[]);
     }
 }

@@ -42,12 +42,21 @@ struct Host {
     header_digest: bool,
     data_digest: bool,
     cmd_sn: u32,
+    /// Functions whose commands are not back yet.
+    aborting: Vec<(u8, Vec<(u16, u64)>)>,
 }
 
 impl Host {
     fn new() -> Self {
         let conn = Conn::new(0, "127.0.0.1:1".parse().unwrap(), 1);
-        Self { conn, bench: Bench::new(), header_digest: false, data_digest: false, cmd_sn: 1 }
+        Self {
+            conn,
+            bench: Bench::new(),
+            header_digest: false,
+            data_digest: false,
+            cmd_sn: 1,
+            aborting: Vec::new(),
+        }
     }
 
     /// A session with these keys on top of the usual ones.
@@ -92,8 +101,37 @@ impl Host {
         self.sent()
     }
 
+    /// Does what a group does for its connections.
+    fn settle(&mut self) {
+        while !std::mem::take(&mut self.bench.nudges).is_empty() {
+            self.conn.go_on(&mut self.bench);
+        }
+        for (_, tmf, scope) in std::mem::take(&mut self.bench.sweeps) {
+            let mut waiting = Vec::new();
+            match scope {
+                Scope::Task { slot, .. } => {
+                    waiting.extend(self.conn.abort_cmd(slot, &mut self.bench).map(|seq| (slot, seq)));
+                }
+                Scope::TaskSet { before, .. } | Scope::Units { before, .. } => {
+                    self.conn.abort_where(|cmd| cmd.seq < before, &mut waiting, &mut self.bench);
+                }
+                Scope::Nexuses { .. } => {}
+            }
+            self.aborting.push((tmf, waiting));
+        }
+        for (tmf, waiting) in std::mem::take(&mut self.aborting) {
+            if waiting.iter().any(|(slot, seq)| self.conn.is_aborting(*slot, *seq)) {
+                self.aborting.push((tmf, waiting));
+                continue;
+            }
+            let reply = penstock_scsi::Reply { result: Ok(()), changed: false, aborted: Vec::new() };
+            self.conn.replied(ReplyTo::Tmf(tmf), &reply, &mut self.bench);
+        }
+    }
+
     /// Takes what is to be sent.
     fn sent(&mut self) -> Vec<Sent> {
+        self.settle();
         let mut bytes = Vec::new();
         while !self.conn.tx.is_empty() {
             let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
@@ -291,7 +329,7 @@ fn a_missing_data_out_fails_the_command_and_not_the_connection() {
 }
 
 #[test]
-fn commands_outside_of_the_window_are_ignored_and_gaps_end_the_connection() {
+fn commands_outside_of_the_window_are_ignored() {
     let mut host = Host::open("");
     let next = host.cmd_sn;
     for cmd_sn in [next - 1, next + 8, next.wrapping_add(1 << 31)] {
@@ -303,9 +341,81 @@ fn commands_outside_of_the_window_are_ignored_and_gaps_end_the_connection() {
     let response = sent[0].response();
     assert_eq!((response.status, response.exp_cmd_sn.get()), (0, next + 1));
     assert_eq!(response.max_cmd_sn.get(), next + 8);
-    host.cmd_sn += 1;
-    assert_eq!(host.command(0, 0, &[0; 6], &[])[0].opcode(), Opcode::REJECT);
-    assert_eq!(host.conn.state(), ConnState::Ending);
+}
+
+/// A task management request for immediate delivery, with what it refers to.
+fn tmf(function: u8, ref_itt: u32, ref_cmd_sn: u32, cmd_sn: u32) -> Bhs {
+    let mut rest = [0; 16];
+    rest[..4].copy_from_slice(&ref_cmd_sn.to_be_bytes());
+    Bhs {
+        opcode: Opcode::TASK_MGMT_REQ.0 | IMMEDIATE,
+        flags: 0x80 | function,
+        itt: 900.into(),
+        ttt: ref_itt.into(),
+        cmd_sn: cmd_sn.into(),
+        rest,
+        ..Bhs::default()
+    }
+}
+
+#[test]
+fn commands_wait_for_those_before_them_until_a_function_says_that_these_never_come() {
+    let mut host = Host::open("InitialR2T=No\0FirstBurstLength=1024\0");
+    let first = host.cmd_sn;
+    let data = pattern(2048);
+    // The first is missing; a write with data in all ways, a ping and a read come.
+    host.cmd_sn = first + 1;
+    let write = host.bhs(WRITE, 2048, &rw10(0x2a, 0, 4));
+    let itt = write.itt.get();
+    assert!(host.send(write, &data[..512]).is_empty());
+    assert!(host.data_out(itt, TAG_NONE, 0, 512, true, &data[512..1024]).is_empty());
+    let nop = Bhs {
+        flags: 0x80,
+        itt: 77.into(),
+        ttt: TAG_NONE.into(),
+        cmd_sn: (first + 2).into(),
+        ..Bhs::default()
+    };
+    assert!(host.send(nop, b"ping").is_empty());
+    assert!(host.send(nop, b"pong").is_empty(), "a repetition is ignored");
+    host.cmd_sn = first + 3;
+    assert!(host.command(READ, 512, &rw10(0x28, 0, 1), &[]).is_empty());
+    // A function on many tasks waits as well; one whose task is out of the window has nothing to abort.
+    assert!(host.send(tmf(2, 0, 0, first + 4), &[]).is_empty());
+    assert_eq!(host.send(tmf(1, 5000, first + 20, first + 30), &[])[0].bhs.specific[0], 1);
+    let sent = host.send(tmf(1, 5000, first, first + 4), &[]);
+    let opcodes: Vec<Opcode> = sent.iter().map(Sent::opcode).collect();
+    // The read was begun before the function on all tasks and is aborted by it; so is the write.
+    assert_eq!(opcodes[..3], [Opcode::TASK_MGMT_RESP, Opcode::R2T, Opcode::NOP_IN], "{opcodes:?}");
+    assert_eq!(sent[2].data, b"ping");
+    assert_eq!(host.run().iter().map(Sent::opcode).collect::<Vec<_>>(), [Opcode::TASK_MGMT_RESP]);
+    assert_eq!(host.bench.held, 0);
+    assert_eq!(host.conn.session.as_ref().unwrap().exp_cmd_sn(), first + 4);
+}
+
+#[test]
+fn early_data_are_written_when_the_turn_comes_and_aborts_of_early_commands_let_the_others_go() {
+    let mut host = Host::open("InitialR2T=No\0FirstBurstLength=1024\0");
+    let first = host.cmd_sn;
+    let data = pattern(2048);
+    host.cmd_sn = first + 1;
+    let write = host.bhs(WRITE | FINAL, 512, &rw10(0x2a, 9, 1));
+    assert!(host.send(write, &data[..512]).is_empty());
+    let long = host.bhs(WRITE, 2048, &rw10(0x2a, 0, 4));
+    let itt = long.itt.get();
+    assert!(host.send(long, &data[..512]).is_empty());
+    // An abort of the first write: its number counts as received.
+    let sent = host.send(tmf(1, write.itt.get(), first + 1, first + 3), &[]);
+    assert_eq!(sent[0].bhs.specific[0], 0);
+    host.cmd_sn = first;
+    assert_eq!(host.command(0, 0, &[0; 6], &[])[0].response().status, 0);
+    let r2t = host.data_out(itt, TAG_NONE, 0, 512, true, &data[512..1024]).remove(0);
+    assert_eq!(r2t.opcode(), Opcode::R2T);
+    let sent = host.data_out(itt, r2t.bhs.ttt.get(), 0, 1024, true, &data[1024..]);
+    assert_eq!(sent[0].response().status, 0);
+    assert_eq!(host.bench.disk[..2048], data);
+    assert_eq!(host.bench.disk[9 * BLOCK..10 * BLOCK], [0; BLOCK], "the aborted one has written nothing");
+    assert_eq!(host.bench.held, 0);
 }
 
 #[test]
@@ -357,7 +467,7 @@ fn an_abort_is_answered_when_the_io_is_back_and_the_command_is_not() {
     assert_eq!(sent.iter().map(Sent::opcode).collect::<Vec<_>>(), [Opcode::TASK_MGMT_RESP]);
     assert_eq!((sent[0].bhs.specific[0], host.bench.held), (0, 0));
     // TASK REASSIGN is refused, an unknown LUN is named so, a reset goes to the owner first.
-    for (function, lun, response) in [(8, 0, 4), (5, 9, 2), (7, 0, 5)] {
+    for (function, lun, response) in [(8, 0, 4), (5, 9, 2), (3, 0, 5)] {
         let bhs = Bhs { flags: 0x80 | function, lun: (lun << 48).into(), ttt: 0.into(), ..abort };
         assert_eq!(host.send(bhs, &[])[0].bhs.specific[0], response, "{function}");
     }

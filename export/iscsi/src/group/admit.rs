@@ -2,38 +2,19 @@
 
 use std::net::SocketAddr;
 
-use penstock_bdev::reservation::RegistrantId;
 use penstock_reactor::net::{Interest, Link, SocketOptions, TcpSocket, conn_key};
 use penstock_reactor::{ReactorError, Tick};
-use penstock_scsi::LuId;
 
 use super::core::Core;
+use super::read::CLOSE_GRACE_NS;
 use super::{Entry, Group, GroupCell};
 use crate::conn::{Conn, ConnState};
-use crate::sessions::Place;
 
 /// Connections accepted per turn.
 const ACCEPT_BUDGET: usize = 64;
 /// How long initiators have for a logout that they are asked for, in seconds.
 pub(super) const LOGOUT_SECONDS: u16 = 3;
 pub(super) const SECOND_NS: u64 = 1_000_000_000;
-
-impl GroupCell {
-    /// Ends the commands to a logical unit of all sessions but one.
-    pub(crate) fn sweep(&self, lu: LuId, but: RegistrantId) {
-        let mut group = self.0.borrow_mut();
-        group.core.sweeps.push((lu, but));
-        group.abort_others();
-    }
-
-    /// Closes the connection of a session that was reinstated.
-    pub(crate) fn terminate(&self, place: Place) {
-        let mut group = self.0.borrow_mut();
-        if group.entry_mut(place.conn).is_some_and(|entry| entry.serial == place.serial) {
-            group.close(place.conn);
-        }
-    }
-}
 
 impl Core {
     /// When a silent initiator is to be asked whether it is still there.
@@ -70,13 +51,13 @@ impl Group {
         let to = peers.least_loaded();
         peers.add_load(to, true);
         if to == self.core.index {
-            self.adopt(sock, peer, tpgt, now);
+            self.adopt(sock, peer, tpgt, &[], now);
             return;
         }
         let Some(handle) = peers.handle(to) else { return };
         let sent = handle.send(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
-                cell.0.borrow_mut().adopt(sock, peer, tpgt, cx.now());
+                cell.0.borrow_mut().adopt(sock, peer, tpgt, &[], cx.now());
             }
         });
         if let Err(error) = sent {
@@ -85,8 +66,33 @@ impl Group {
         }
     }
 
-    /// Takes a connection in.
-    fn adopt(&mut self, sock: TcpSocket, peer: SocketAddr, tpgt: u16, now: Tick) {
+    /// A connection's session lives on another reactor: it goes there, with what has come.
+    #[cold]
+    pub(super) fn move_away(&mut self, index: u32, to: usize, bytes: Vec<u8>) {
+        let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::take) else { return };
+        self.core.forget_conn(index);
+        self.half_open = self.half_open.saturating_sub(u32::from(entry.half_open));
+        // Its place may still be in the list of those to be flushed, which passes over free ones.
+        self.free.push(index);
+        let (peer, tpgt) = (entry.conn.addr, entry.conn.tpgt);
+        let sock = entry.link.into_sock(&mut self.sockets);
+        let peers = &self.core.common.peers;
+        peers.add_load(self.core.index, false);
+        let Some(handle) = peers.handle(to) else { return };
+        peers.add_load(to, true);
+        let sent = handle.send(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.0.borrow_mut().adopt(sock, peer, tpgt, &bytes, cx.now());
+            }
+        });
+        if let Err(error) = sent {
+            peers.add_load(to, false);
+            tracing::warn!(%error, "a connection is dropped");
+        }
+    }
+
+    /// Takes a connection in, on which `bytes` have come already.
+    fn adopt(&mut self, sock: TcpSocket, peer: SocketAddr, tpgt: u16, bytes: &[u8], now: Tick) {
         let options = &self.core.common.options;
         let open = self.entries.len() - self.free.len();
         let full = open >= options.connections_max as usize
@@ -136,6 +142,25 @@ impl Group {
         if let Some(slot) = self.entries.get_mut(index as usize) {
             *slot = Some(Box::new(entry));
         }
+        if !bytes.is_empty() {
+            self.core.now = now;
+            if let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) {
+                entry.conn.receive(bytes, &mut self.core);
+            }
+            self.note_login(index);
+            self.touch(index);
+        }
+    }
+
+    /// A login may be over by now.
+    pub(super) fn note_login(&mut self, index: u32) {
+        let interval = self.core.ping_at();
+        let Some(entry) = self.entry_mut(index) else { return };
+        if entry.half_open && entry.conn.state() == ConnState::Full {
+            entry.half_open = false;
+            entry.deadline = interval;
+            self.half_open = self.half_open.saturating_sub(1);
+        }
     }
 
     /// Closes a connection now. What the bdevs have of it comes back later; until then its place stays taken.
@@ -155,12 +180,8 @@ impl Group {
         self.core.forget_conn(index);
         let common = &self.core.common;
         common.peers.add_load(self.core.index, false);
-        if let Some(key) = entry.conn.key.filter(|_| entry.conn.tsih != 0) {
-            let place = Place { reactor: self.core.index, conn: index, serial: entry.serial };
-            common.sessions.leave(&key, place);
-        }
-        if let Some(nexus) = entry.conn.nexus.as_ref() {
-            self.core.nexus_lost(nexus);
+        if let Some(session) = entry.conn.session.clone() {
+            self.core.left(index, &session);
         }
         self.reap(index);
     }
@@ -171,10 +192,19 @@ impl Group {
         if !entry.gone || entry.conn.out() > 0 || entry.dirty {
             return;
         }
-        if let Some(slot) = self.entries.get_mut(index as usize) {
-            *slot = None;
-        }
+        let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::take) else { return };
         self.free.push(index);
+        // Only when nothing of the session is under way may another take its name.
+        if let Some(session) = entry.conn.session.as_ref().filter(|session| session.members().is_empty()) {
+            let rest = self
+                .entries
+                .iter()
+                .flatten()
+                .any(|other| other.conn.session.as_ref().is_some_and(|other| other.tsih == session.tsih));
+            if !rest {
+                self.core.common.sessions.leave(&session.key, session.tsih);
+            }
+        }
     }
 
     pub(super) fn drain(&mut self) {
@@ -198,6 +228,25 @@ impl Group {
             entry.deadline = grace;
             self.touch(index);
         }
+    }
+
+    /// Ends a connection whose time is over; where it has a session, the initiator is told first.
+    fn time_out(&mut self, index: u32) {
+        let grace = self.core.now.plus_ns(CLOSE_GRACE_NS);
+        let Some(entry) = self.entry_mut(index) else { return };
+        if entry.conn.state() != ConnState::Full {
+            return self.close(index);
+        }
+        if entry.winding_up {
+            // It did not log out when asked to.
+            entry.conn.push_session_drop();
+        } else {
+            entry.conn.push_connection_drop();
+        }
+        entry.conn.end();
+        entry.winding_up = true;
+        entry.deadline = grace;
+        self.touch(index);
     }
 
     /// Time-outs: logins that never end, silent initiators, peers that do not close.
@@ -224,7 +273,7 @@ impl Group {
                     tracing::debug!(peer = %entry.conn.addr, "an iSCSI connection is timed out");
                     let in_time = entry.winding_up;
                     self.core.stats.timed_out += u64::from(!in_time);
-                    self.close(index);
+                    self.time_out(index);
                 }
             } else if quiet
                 && !entry.conn.ping_out

@@ -189,13 +189,22 @@ impl GroupCell {
 impl Group {
     fn apply(&mut self, config: &Arc<TargetConfig>) {
         self.core.set_target(config);
+        let mut told: Vec<u16> = Vec::new();
         for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
             let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { continue };
             let Some(key) = entry.conn.key.filter(|key| key.target == Some(config.name)) else { continue };
             let (tpgt, addr) = (entry.conn.tpgt, entry.conn.addr.ip());
             let luns = self.core.views_of(config, &key.initiator, addr);
-            if let Some(nexus) = entry.conn.nexus.as_mut() {
-                nexus.apply_luns(&luns);
+            let first = !told.contains(&entry.conn.tsih) && !entry.gone;
+            let session = entry.conn.session.clone().filter(|_| first);
+            if let Some(session) = session
+                && let Some(mut nexus) = session.nexus()
+            {
+                told.push(session.tsih);
+                if nexus.apply_luns(&luns) && entry.conn.state() == ConnState::Full {
+                    entry.conn.push_luns_changed(luns.first().map_or(0, |(lun, _)| *lun));
+                    self.touch(index);
+                }
             }
             if !config.admits(tpgt, &key.initiator, addr) {
                 self.wind_up(index);

@@ -2,24 +2,25 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 
-use penstock_bdev::reservation::RegistrantId;
 use penstock_bdev::{BdevChannel, Busy, Io, IoStatus};
 use penstock_reactor::mem::Buf;
 use penstock_reactor::{Cx, Rest, Tick};
 use penstock_scsi::{Control, LuId, LuView, Nexus, iscsi_transport_id};
-use penstock_spec::iscsi::IscsiName;
+use penstock_spec::iscsi::{IscsiName, LoginStatus};
 
+use super::Common;
 use super::control::GroupStats;
-use super::{Common, GroupCell};
+use super::sweep::{Ask, Msg, Origin};
 use crate::auth::AuthPolicy;
 use crate::chap::CHALLENGE_LEN;
 use crate::config::{DiscoveryConfig, IscsiOptions, TargetConfig};
-use crate::conn::{CmdId, ReplyTo, Sink};
+use crate::conn::{CmdId, EndOf, Entered, Entering, Member, ReplyTo, Scope, Session, Sink};
 use crate::host::{Address, ControlRequest};
 use crate::login::{Directory, say};
-use crate::sessions::{Place, SessionKey};
+use crate::sessions::SessionKey;
 
 /// The initiator's address and ours.
 type Ends = (SocketAddr, SocketAddr);
@@ -56,8 +57,14 @@ pub(crate) struct Core {
     buffer_bytes: u64,
     /// Commands that wait for a buffer.
     pub(crate) starved: VecDeque<CmdId>,
-    /// Logical units whose commands are to be aborted in all sessions but one.
-    pub(crate) sweeps: Vec<(LuId, RegistrantId)>,
+    /// Sessions that live here, by TSIH.
+    pub(crate) sessions: BTreeMap<u16, Rc<Session>>,
+    /// What connections want of others.
+    pub(crate) asks: VecDeque<Ask>,
+    /// Messages to other reactors.
+    pub(crate) outbox: VecDeque<(usize, Msg)>,
+    /// Connections that are to go on.
+    pub(crate) nudges: VecDeque<u32>,
     /// Serial numbers of the connections in their places.
     pub(crate) serials: Vec<u64>,
     /// I/Os of logical units that are not there: they come back in the next poll.
@@ -79,7 +86,10 @@ impl Core {
             active: Vec::new(),
             buffer_bytes: 0,
             starved: VecDeque::new(),
-            sweeps: Vec::new(),
+            sessions: BTreeMap::new(),
+            asks: VecDeque::new(),
+            outbox: VecDeque::new(),
+            nudges: VecDeque::new(),
             serials: Vec::new(),
             lost: Vec::new(),
         }
@@ -221,6 +231,22 @@ impl Core {
         }
     }
 
+    fn address(&self, conn: u32, to: ReplyTo) -> Address {
+        let serial = self.serials.get(conn as usize).copied().unwrap_or(0);
+        Address { reactor: self.index, conn, serial, to }
+    }
+
+    /// A connection has ended; its session, too, if it was the last.
+    pub(crate) fn left(&mut self, conn: u32, session: &Session) {
+        if !session.leave(conn) {
+            return;
+        }
+        self.sessions.remove(&session.tsih);
+        if let Some(nexus) = session.nexus() {
+            self.nexus_lost(&nexus);
+        }
+    }
+
     /// A session is gone: its reservations of the old kind and its preventions end.
     pub(crate) fn nexus_lost(&mut self, nexus: &Nexus) {
         let mut lus: Vec<LuId> = nexus.luns().map(|(_, view)| view.config.id).collect();
@@ -263,8 +289,17 @@ impl Directory for Core {
         &self.common.options
     }
 
-    fn has_session(&self, key: &SessionKey, tsih: u16) -> bool {
-        self.common.sessions.has(key, tsih)
+    fn may_join(&self, key: &SessionKey, tsih: u16, cid: u16) -> Result<(), LoginStatus> {
+        if !self.common.sessions.has(key, tsih) {
+            return Err(LoginStatus::NO_SESSION);
+        }
+        // It may be on its way to or from another reactor: then it is not there just now.
+        let session = self.sessions.get(&tsih).ok_or(LoginStatus::SERVICE_UNAVAILABLE)?;
+        let others = session.members().iter().filter(|member| member.cid != cid).count();
+        if others >= usize::from(session.agreed.connections_max) {
+            return Err(LoginStatus::TOO_MANY_CONNECTIONS);
+        }
+        Ok(())
     }
 
     fn discovery_auth(&self, tpgt: u16) -> AuthPolicy {
@@ -333,54 +368,88 @@ impl Sink for Core {
     }
 
     fn control(&mut self, conn: u32, lu: LuId, nexus: &Nexus, control: Control, to: ReplyTo) {
-        let serial = self.serials.get(conn as usize).copied().unwrap_or(0);
-        let reply = Address { reactor: self.index, conn, serial, to };
+        let reply = self.address(conn, to);
         (self.common.control)(ControlRequest { lu, from: nexus.id().clone(), control, reply });
     }
 
-    fn abort_others(&mut self, lu: LuId, nexus: &Nexus) {
-        self.sweeps.push((lu, nexus.id().clone()));
-        for (handle, index) in self.common.peers.handles().iter().zip(0..) {
-            if index == self.index {
-                continue;
+    fn sweep(&mut self, conn: u32, tmf: u8, scope: Scope) -> usize {
+        let to = self.address(conn, ReplyTo::Tmf(tmf));
+        let others = matches!(scope, Scope::Units { .. });
+        let peers = if others { self.common.peers.len() } else { 1 };
+        for reactor in (0..self.common.peers.len()).filter(|reactor| others && *reactor != self.index) {
+            self.outbox.push_back((reactor, Msg::Sweep(scope.clone(), to)));
+        }
+        self.asks.push_back(Ask::Sweep(scope, Origin::Reply(to)));
+        peers
+    }
+
+    fn end(&mut self, whom: EndOf) {
+        if let EndOf::Target(name) = &whom {
+            for reactor in (0..self.common.peers.len()).filter(|reactor| *reactor != self.index) {
+                self.outbox.push_back((reactor, Msg::EndTarget(name.clone())));
             }
-            let but = nexus.id().clone();
-            let sent = handle.send(move |cx| {
-                if let Some(cell) = GroupCell::of(cx) {
-                    cell.sweep(lu, but);
-                }
-            });
-            if let Err(error) = sent {
-                tracing::warn!(reactor = %handle.id(), %error, "commands there are not aborted");
-            }
+        }
+        self.asks.push_back(Ask::End(whom));
+    }
+
+    fn nudge(&mut self, conn: u32) {
+        if !self.nudges.contains(&conn) {
+            self.nudges.push_back(conn);
         }
     }
 
-    fn begin_session(&mut self, conn: u32, key: &SessionKey, addr: SocketAddr) -> (u16, Option<Nexus>) {
-        let serial = self.serials.get(conn as usize).copied().unwrap_or(0);
-        let place = Place { reactor: self.index, conn, serial };
-        let (tsih, old) = self.common.sessions.enter(*key, place, addr);
-        if let Some(old) = old
-            && let Some(handle) = self.common.peers.handle(old.reactor)
-        {
-            let sent = handle.send(move |cx| {
-                if let Some(cell) = GroupCell::of(cx) {
-                    cell.terminate(old);
-                }
-            });
-            if let Err(error) = sent {
-                tracing::warn!(%error, "a session that was reinstated is not closed yet");
+    fn elsewhere(&self, tsih: u16) -> Option<usize> {
+        self.common.sessions.reactor_of(tsih).filter(|reactor| *reactor != self.index)
+    }
+
+    fn enter(&mut self, who: &Entering<'_>) -> Entered {
+        let then = self.address(who.conn, ReplyTo::Login);
+        let member = Member { cid: who.cid, conn: who.conn };
+        if who.tsih != 0 {
+            if let Err(status) = self.may_join(who.key, who.tsih, who.cid) {
+                return Entered::Refused(status);
             }
+            let Some(session) = self.sessions.get(&who.tsih).cloned() else {
+                return Entered::Refused(LoginStatus::NO_SESSION);
+            };
+            let members = session.members();
+            if let Some(old) = members.iter().find(|member| member.cid == who.cid) {
+                // Connection reinstatement (RFC 7143, 6.3.4): the old one ends first.
+                self.asks.push_back(Ask::Replace(vec![old.conn], Origin::Reply(then)));
+                return Entered::Later;
+            }
+            if session.join(member) {
+                self.asks.extend(members.iter().map(|first| Ask::Track(first.conn)));
+            }
+            self.stats.logins += 1;
+            return Entered::Now(session);
         }
+        let tsih = match self.common.sessions.enter(*who.key, self.index, who.addr) {
+            Ok(tsih) => tsih,
+            Err(old) => {
+                // Session reinstatement (6.3.5): none of its commands is under way when the new one begins.
+                if old.reactor == self.index {
+                    self.asks.push_back(Ask::EndSession(old.tsih, Origin::Reply(then)));
+                } else {
+                    self.outbox.push_back((old.reactor, Msg::EndSession(old.tsih, then)));
+                }
+                return Entered::Later;
+            }
+        };
         self.stats.logins += 1;
+        let key = who.key;
         let target = key.target.and_then(|name| self.targets.get(&name));
         let nexus = target.map(|config| {
             let id = iscsi_transport_id(key.initiator.as_str(), Some(key.isid.0));
             let mut nexus = Nexus::new(&id, config.port_of(key.tpgt), self.common.seal.clone());
-            nexus.apply_luns(&self.views_of(config, &key.initiator, addr.ip()));
+            nexus.apply_luns(&self.views_of(config, &key.initiator, who.addr.ip()));
             nexus
         });
-        (tsih, nexus)
+        let session = Session::new(*key, tsih, nexus, who.agreed.clone(), who.window, who.cmd_sn);
+        session.join(member);
+        let session = Rc::new(session);
+        self.sessions.insert(tsih, Rc::clone(&session));
+        Entered::Now(session)
     }
 
     fn send_targets(&self, key: &SessionKey, ends: Ends, only: Option<&str>) -> Vec<u8> {

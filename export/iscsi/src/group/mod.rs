@@ -12,6 +12,7 @@ mod admit;
 mod control;
 mod core;
 mod read;
+mod sweep;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -28,8 +29,9 @@ use penstock_scsi::{LuView, Seal};
 pub use control::{ConnectionInfo, GroupStats};
 
 use self::core::Core;
+use self::sweep::{Ask, Origin};
 use crate::config::IscsiOptions;
-use crate::conn::{CmdId, Conn};
+use crate::conn::{CmdId, Conn, Scope};
 use crate::host::{Address, ControlPort};
 use crate::sessions::Sessions;
 
@@ -96,6 +98,7 @@ struct Group {
     done: Vec<Box<Io>>,
     again: Vec<CmdId>,
     dirty: Vec<u32>,
+    sweeps: Vec<sweep::Sweep>,
     next_scan: Tick,
     draining: bool,
 }
@@ -138,6 +141,7 @@ impl GroupCell {
             done: Vec::new(),
             again: Vec::new(),
             dirty: Vec::new(),
+            sweeps: Vec::new(),
             next_scan: Tick::ZERO,
             draining: false,
         };
@@ -152,9 +156,10 @@ impl GroupCell {
         cx.find_service::<Self>()
     }
 
-    /// Takes over a view of a logical unit, and ends the commands to it of the sessions in `aborted`.
-    pub fn apply_lu(&self, cx: &Cx, view: &Arc<LuView>, aborted: &[RegistrantId]) {
-        self.0.borrow_mut().apply_lu(cx, view, aborted);
+    /// Takes over a view of a logical unit, and ends the commands to it of the sessions in `aborted`; `then` is called
+    /// when none of those is under way any more.
+    pub fn apply_lu(&self, cx: &Cx, view: &Arc<LuView>, aborted: &[RegistrantId], then: Box<dyn FnOnce()>) {
+        self.0.borrow_mut().apply_lu(cx, view, aborted, then);
     }
 
     /// Listens on `addr` for portal group `tpgt`, for all reactors. Returns the address with its real port.
@@ -204,6 +209,9 @@ impl Group {
         if self.core.has_active() {
             work += self.poll_bdevs();
         }
+        if !self.sweeps.is_empty() {
+            self.look_at_sweeps();
+        }
         if now >= self.next_scan {
             self.next_scan = now.plus_ns(SCAN_NS);
             self.scan(now);
@@ -213,11 +221,12 @@ impl Group {
     }
 
     fn rest(&self, now: Tick) -> Rest {
-        if !self.dirty.is_empty() {
+        if !(self.dirty.is_empty() && self.core.asks.is_empty() && self.core.nudges.is_empty()) {
             return Rest::Never;
         }
         let idle = !self.listeners.is_paused() && self.entries.iter().all(Option::is_none);
-        let until = match (!self.core.starved.is_empty(), idle) {
+        let soon = !(self.core.starved.is_empty() && self.sweeps.is_empty() && self.core.outbox.is_empty());
+        let until = match (soon, idle) {
             (true, _) => now.plus_ns(STARVED_NS),
             (false, true) => Tick::NEVER,
             (false, false) => self.next_scan,
@@ -230,40 +239,25 @@ impl Group {
         }
     }
 
-    fn apply_lu(&mut self, cx: &Cx, view: &Arc<LuView>, aborted: &[RegistrantId]) {
+    fn apply_lu(&mut self, cx: &Cx, view: &Arc<LuView>, aborted: &[RegistrantId], then: Box<dyn FnOnce()>) {
         self.core.set_view(cx, view);
-        for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
-            let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { continue };
-            let Some(nexus) = entry.conn.nexus.as_mut() else { continue };
-            nexus.apply_lu(view);
-            if aborted.contains(nexus.id()) {
-                entry.conn.abort_lu(view.config.id, &mut self.core);
-                self.touch(index);
+        for session in self.core.sessions.values() {
+            if let Some(mut nexus) = session.nexus() {
+                nexus.apply_lu(view);
             }
         }
-        self.abort_others();
-    }
-
-    /// Ends commands of other sessions that a reset or CLEAR TASK SET takes with it.
-    fn abort_others(&mut self) {
-        while let Some((lu, but)) = self.core.sweeps.pop() {
-            for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
-                let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else {
-                    continue;
-                };
-                if entry.conn.nexus.as_ref().is_none_or(|nexus| *nexus.id() == but) {
-                    continue;
-                }
-                entry.conn.abort_lu(lu, &mut self.core);
-                self.touch(index);
-            }
+        if aborted.is_empty() {
+            return then();
         }
+        let scope = Scope::Nexuses { lu: view.config.id, of: aborted.to_vec() };
+        self.core.asks.push_back(Ask::Sweep(scope, Origin::Call(then)));
     }
 
     fn replied(&mut self, address: Address, reply: &penstock_scsi::Reply) {
         let entry = self.entries.get_mut(address.conn as usize).and_then(Option::as_mut);
         let Some(entry) = entry.filter(|entry| entry.serial == address.serial && !entry.gone) else { return };
         entry.conn.replied(address.to, reply, &mut self.core);
+        self.note_login(address.conn);
         self.touch(address.conn);
     }
 

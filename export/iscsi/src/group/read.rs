@@ -8,7 +8,7 @@ use super::{DONE_BUDGET, Group};
 use crate::conn::{CmdId, ConnState};
 
 /// How long a connection that ends may take to send what it has and to be closed by its peer, in nanoseconds.
-const CLOSE_GRACE_NS: u64 = 1_000_000_000;
+pub(super) const CLOSE_GRACE_NS: u64 = 1_000_000_000;
 
 impl Group {
     #[inline]
@@ -45,11 +45,14 @@ impl Group {
                 return 1;
             }
         }
-        if entry.half_open && entry.conn.state() == ConnState::Full {
-            entry.half_open = false;
-            entry.deadline = self.core.ping_at();
-            self.half_open = self.half_open.saturating_sub(1);
+        if entry.half_open {
+            if let Some((to, bytes)) = entry.conn.take_moving() {
+                self.move_away(index, to, bytes);
+                return 1;
+            }
+            self.note_login(index);
         }
+        let Some(entry) = self.entry_mut(index) else { return 1 };
         if !entry.dirty {
             entry.dirty = true;
             self.dirty.push(index);
@@ -114,9 +117,7 @@ impl Group {
     /// Sends what the turn's work has left to be sent.
     #[inline]
     pub(super) fn flush(&mut self) {
-        if !self.core.sweeps.is_empty() {
-            self.abort_others();
-        }
+        self.run_asks();
         let mut at = 0;
         while let Some(index) = self.dirty.get(at).copied() {
             at += 1;

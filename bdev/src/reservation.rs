@@ -9,6 +9,7 @@
 //! registrations; there are at most [`REGISTRANTS_MAX`] registrants.
 
 mod book;
+mod file;
 mod machine;
 mod view;
 
@@ -20,7 +21,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-pub use book::{NoStore, Protocol, ReservationBook, SharedReservations, SharedStore};
+pub use book::{Applied, NoStore, Protocol, ReservationBook, SharedReservations, SharedStore};
+pub use file::PtplFile;
 pub use machine::{Effects, Notice, Refusal, Reservations};
 pub use view::{Access, ReservationView, Standing};
 
@@ -129,4 +131,9 @@ pub trait ReservationStore {
     /// # Errors
     /// What the storage says; the bdev must not be exported then, as its reservations are not known.
     fn load(&mut self, bdev: Uuid) -> std::io::Result<Option<PersistedReservations>>;
+
+    /// Whether it keeps anything for this bdev.
+    fn persists(&self, _bdev: Uuid) -> bool {
+        true
+    }
 }

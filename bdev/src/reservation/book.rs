@@ -7,10 +7,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 
 use uuid::Uuid;
 
+use super::file::PtplFile;
 use super::{Effects, PersistedReservations, ReservationStore, Reservations};
 
 /// The reservations of one bdev.
@@ -18,10 +21,39 @@ pub type SharedReservations = Rc<RefCell<Reservations>>;
 /// Where they are kept.
 pub type SharedStore = Rc<RefCell<dyn ReservationStore>>;
 
-type Listener = Rc<dyn Fn(Uuid, &Effects)>;
+/// Ends when a protocol has taken a change over on all its cores, and the commands that it was to abort are gone.
+pub type Applied = Pin<Box<dyn Future<Output = ()>>>;
+
+type Listener = Rc<dyn Fn(Uuid, &Effects) -> Option<Applied>>;
+
+/// A file where a bdev has one of its own, else what keeps all of them.
+struct Stores {
+    common: SharedStore,
+    files: BTreeMap<Uuid, PtplFile>,
+}
+
+impl ReservationStore for Stores {
+    fn save(&mut self, bdev: Uuid, state: Option<&PersistedReservations>) -> io::Result<()> {
+        match self.files.get_mut(&bdev) {
+            Some(file) => file.save(bdev, state),
+            None => self.common.borrow_mut().save(bdev, state),
+        }
+    }
+
+    fn load(&mut self, bdev: Uuid) -> io::Result<Option<PersistedReservations>> {
+        match self.files.get_mut(&bdev) {
+            Some(file) => file.load(bdev),
+            None => self.common.borrow_mut().load(bdev),
+        }
+    }
+
+    fn persists(&self, bdev: Uuid) -> bool {
+        self.files.contains_key(&bdev) || self.common.borrow().persists(bdev)
+    }
+}
 
 struct Inner {
-    store: SharedStore,
+    store: Rc<RefCell<Stores>>,
     machines: RefCell<BTreeMap<Uuid, Weak<RefCell<Reservations>>>>,
     listeners: RefCell<Vec<(Protocol, Listener)>>,
     next: Cell<u64>,
@@ -48,7 +80,7 @@ impl ReservationBook {
     #[must_use]
     pub fn new(store: SharedStore) -> Self {
         Self(Rc::new(Inner {
-            store,
+            store: Rc::new(RefCell::new(Stores { common: store, files: BTreeMap::new() })),
             machines: RefCell::default(),
             listeners: RefCell::default(),
             next: Cell::new(0),
@@ -76,19 +108,58 @@ impl ReservationBook {
     /// Where the persistent part is kept.
     #[must_use]
     pub fn store(&self) -> SharedStore {
-        Rc::clone(&self.0.store)
+        Rc::clone(&self.0.store) as SharedStore
+    }
+
+    /// Whether the reservations of a bdev can outlive a loss of power.
+    #[must_use]
+    pub fn persists(&self, bdev: Uuid) -> bool {
+        self.0.store.borrow().persists(bdev)
+    }
+
+    /// The file of its own that a bdev's reservations are kept in.
+    #[must_use]
+    pub fn file_of(&self, bdev: Uuid) -> Option<PathBuf> {
+        self.0.store.borrow().files.get(&bdev).map(|file| file.path().to_owned())
+    }
+
+    /// Gives a bdev's reservations a file of their own, or (`None`) takes it away; the file itself stays.
+    pub fn keep_in(&self, bdev: Uuid, path: Option<&Path>) {
+        let mut stores = self.0.store.borrow_mut();
+        match path {
+            Some(path) => drop(stores.files.insert(bdev, PtplFile::new(path))),
+            None => drop(stores.files.remove(&bdev)),
+        }
     }
 
     /// Calls `listener` after every change that another protocol makes.
     pub fn subscribe(&self, listener: impl Fn(Uuid, &Effects) + 'static) -> Protocol {
+        self.add(Rc::new(move |bdev, effects| {
+            listener(bdev, effects);
+            None
+        }))
+    }
+
+    /// As [`Self::subscribe`], for a protocol that says when all its cores have the change.
+    pub fn subscribe_applied(&self, listener: impl Fn(Uuid, &Effects) -> Applied + 'static) -> Protocol {
+        self.add(Rc::new(move |bdev, effects| Some(listener(bdev, effects))))
+    }
+
+    fn add(&self, listener: Listener) -> Protocol {
         let protocol = Protocol(self.0.next.get());
         self.0.next.set(protocol.0 + 1);
-        self.0.listeners.borrow_mut().push((protocol, Rc::new(listener)));
+        self.0.listeners.borrow_mut().push((protocol, listener));
         protocol
     }
 
-    /// Tells the other protocols that `from` has changed a bdev's reservations.
+    /// Tells the other protocols that `from` has changed a bdev's reservations, and does not wait for them.
     pub fn changed(&self, from: Protocol, bdev: Uuid, effects: &Effects) {
+        drop(self.tell(from, bdev, effects));
+    }
+
+    /// Tells the other protocols that `from` has changed a bdev's reservations; ends when all of them have the change.
+    #[must_use]
+    pub fn tell(&self, from: Protocol, bdev: Uuid, effects: &Effects) -> Applied {
         let listeners: Vec<Listener> = self
             .0
             .listeners
@@ -97,9 +168,12 @@ impl ReservationBook {
             .filter(|(other, _)| *other != from)
             .map(|(_, listener)| Rc::clone(listener))
             .collect();
-        for listener in listeners {
-            listener(bdev, effects);
-        }
+        let all: Vec<Applied> = listeners.iter().filter_map(|listener| listener(bdev, effects)).collect();
+        Box::pin(async move {
+            for applied in all {
+                applied.await;
+            }
+        })
     }
 }
 
@@ -117,6 +191,10 @@ impl ReservationStore for NoStore {
 
     fn load(&mut self, _: Uuid) -> io::Result<Option<PersistedReservations>> {
         Ok(None)
+    }
+
+    fn persists(&self, _: Uuid) -> bool {
+        false
     }
 }
 

@@ -244,6 +244,17 @@ impl Reservations {
         Ok(Effects::default())
     }
 
+    /// Sets whether all this outlives a loss of power.
+    pub fn set_persistent(&mut self, persistent: bool) {
+        self.persistent = persistent;
+    }
+
+    /// The key of a registrant.
+    #[must_use]
+    pub fn key_of(&self, id: &RegistrantId) -> Option<u64> {
+        self.registrants.get(id).copied()
+    }
+
     /// What cores check commands against.
     #[must_use]
     pub fn view(&self) -> ReservationView {

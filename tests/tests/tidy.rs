@@ -20,7 +20,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("penstock-scsi", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
     ("penstock-iscsi", &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-scsi"]),
     ("penstock-nvmf", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
-    ("penstock-ctl", &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-nvmf"]),
+    (
+        "penstock-ctl",
+        &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-nvmf", "penstock-iscsi"],
+    ),
     ("penstock-ceiling", &["penstock-spec", "penstock-reactor"]),
     (
         "penstock-perf",

@@ -30,6 +30,9 @@ pub(crate) enum Command {
     /// NVMe-oF subsystems and who is connected
     #[command(subcommand)]
     Nvmf(NvmfCommand),
+    /// iSCSI targets and who is connected
+    #[command(subcommand)]
+    Iscsi(IscsiCommand),
     /// The reactors
     #[command(subcommand)]
     Reactor(ReactorCommand),
@@ -263,6 +266,107 @@ pub(crate) enum NvmfCommand {
         /// The subsystem's NQN
         nqn: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IscsiCommand {
+    /// All targets
+    List,
+    /// Make a target, with the portal groups and the initiator group that it needs
+    Create {
+        /// Its name; without iqn. it is completed
+        name: String,
+        /// Listen on this address, like 0.0.0.0:3260
+        #[arg(long, value_name = "ADDR", required = true)]
+        listen: Vec<SocketAddr>,
+        /// Add this bdev as the next LUN
+        #[arg(long, value_name = "BDEV")]
+        lun: Vec<String>,
+        /// Let only this initiator in (default: any)
+        #[arg(long, value_name = "NAME")]
+        initiator: Vec<String>,
+        /// Let initiators in from this network only (default: any)
+        #[arg(long, value_name = "NET")]
+        netmask: Vec<String>,
+    },
+    /// Delete a target; its sessions end
+    Delete {
+        /// Its name
+        name: String,
+    },
+    /// Add a bdev to a target as a LUN
+    AddLun {
+        /// The target's name
+        name: String,
+        /// The bdev
+        bdev: String,
+        /// Its number (default: the first that is free)
+        #[arg(long)]
+        lun: Option<u16>,
+        /// Show it to the initiators of this group only
+        #[arg(long, value_name = "TAG")]
+        initiator_group: Vec<u32>,
+    },
+    /// Take a LUN out of a target
+    RemoveLun {
+        /// The target's name
+        name: String,
+        /// The LUN
+        lun: u16,
+    },
+    /// All portal groups
+    Portals,
+    /// All initiator groups
+    Initiators,
+    /// All authentication groups, without their secrets
+    Secrets,
+    /// Add a secret to an authentication group, which is made if it is not there. The secret is read from standard
+    /// input; with --muser, the target's own secret from a second line
+    AddSecret {
+        /// The authentication group
+        group: u32,
+        /// Name of the initiator
+        user: String,
+        /// Name of the target, for mutual CHAP
+        #[arg(long, value_name = "NAME")]
+        muser: Option<String>,
+    },
+    /// Take a secret out of an authentication group
+    RemoveSecret {
+        /// The authentication group
+        group: u32,
+        /// Name of the initiator
+        user: String,
+    },
+    /// Say who has to prove what to log in to a target
+    Auth {
+        /// The target's name
+        name: String,
+        /// The authentication group; 0: nobody has to prove anything
+        group: u32,
+        /// In both directions
+        #[arg(long)]
+        mutual: bool,
+    },
+    /// Send logins at a portal group elsewhere, or take them again
+    Redirect {
+        /// The target's name
+        name: String,
+        /// The portal group
+        portal_group: u32,
+        /// Where to (default: take them again)
+        address: Option<SocketAddr>,
+    },
+    /// Ask the initiators of a target to log out: they come again where they are sent
+    Logout {
+        /// The target's name
+        name: String,
+        /// Only who came by this portal group
+        #[arg(long, value_name = "TAG")]
+        portal_group: Option<u32>,
+    },
+    /// Who is connected
+    Sessions,
 }
 
 #[derive(Debug, Subcommand)]

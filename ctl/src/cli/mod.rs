@@ -3,6 +3,7 @@
 pub mod args;
 pub mod bdev;
 pub mod client;
+pub mod iscsi;
 pub mod node;
 pub mod nvmf;
 pub(crate) mod table;
@@ -88,6 +89,7 @@ pub fn run(args: Args, writer: &mut dyn Write) -> Result<(), CliError> {
         Command::Shutdown => node::shutdown(&mut connect()?, &mut out),
         Command::Bdev(command) => bdev::run(&mut connect()?, &mut out, command),
         Command::Nvmf(command) => nvmf::run(&mut connect()?, &mut out, command),
+        Command::Iscsi(command) => iscsi::run(&mut connect()?, &mut out, command),
         Command::Top { interval, count } => top::run(&mut connect()?, out.writer, interval, count),
     }
 }

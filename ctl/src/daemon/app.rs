@@ -4,7 +4,9 @@ use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use penstock_bdev::reservation::{NoStore, ReservationBook, SharedStore};
 use penstock_bdev::{Registry, Subscription};
+use penstock_iscsi::target::Target as IscsiTarget;
 use penstock_nvmf::target::Target;
 use penstock_reactor::{Clock, PollMode, ReactorHandle};
 use serde_json::Value;
@@ -13,6 +15,7 @@ use tokio::sync::{Mutex, watch};
 use crate::daemon::config::{Call, Calls};
 use crate::daemon::events::Notes;
 use crate::daemon::logging::Log;
+use crate::daemon::reservations::ReservationFile;
 use crate::daemon::state;
 use crate::daemon::stats::Baselines;
 use crate::methods;
@@ -52,6 +55,10 @@ pub struct App {
     pub registry: Registry,
     /// The NVMe-oF target.
     pub target: Target,
+    /// The iSCSI target.
+    pub iscsi: IscsiTarget,
+    /// The reservations of all bdevs.
+    pub reservations: ReservationBook,
     /// The last notifications.
     pub notes: Rc<Notes>,
     /// Since when statistics count.
@@ -80,8 +87,16 @@ impl App {
         let recorder = Rc::clone(&notes);
         let subscription = registry.subscribe(move |event| recorder.record(event));
         let target = Target::new(parts.reactors.clone(), registry.clone());
+        let store: SharedStore = match &parts.state {
+            Some(path) => Rc::new(RefCell::new(ReservationFile::beside(path))),
+            None => Rc::new(RefCell::new(NoStore)),
+        };
+        let reservations = ReservationBook::new(store);
+        let iscsi = IscsiTarget::new(parts.reactors.clone(), registry.clone(), reservations.clone());
         Rc::new(Self {
             target,
+            iscsi,
+            reservations,
             reactors: parts.reactors,
             clock: parts.clock,
             poll_mode: parts.poll_mode,

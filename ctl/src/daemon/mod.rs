@@ -15,6 +15,7 @@ pub mod events;
 pub mod logging;
 pub mod options;
 pub mod reactors;
+pub mod reservations;
 pub mod run;
 pub mod state;
 pub mod stats;

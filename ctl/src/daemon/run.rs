@@ -63,6 +63,7 @@ async fn live(args: Args) -> Result<(), DaemonError> {
     let parts = Parts { reactors: reactors.handles(), clock, poll_mode, log, state: settings.state.clone() };
     let app = App::new(parts);
     tokio::task::spawn_local(app.registry.look_after_removals());
+    tokio::task::spawn_local(app.iscsi.clone().serve_owners());
     tokio::task::spawn_local(look_after_memory());
     tokio::task::spawn_local(signals.watch(Rc::clone(&app)));
     let seed = Calls { subsystems: file.subsystems };
@@ -205,9 +206,14 @@ impl Signals {
 
 /// Ends the I/O, makes what was written durable, and closes everything, from the top down.
 async fn drain(app: &Rc<App>) {
-    if let Err(error) = app.target.drain().await {
+    let (nvmf, iscsi) = tokio::join!(app.target.drain(), app.iscsi.drain());
+    if let Err(error) = nvmf {
         let error = crate::rpc::error::chain(&error);
         tracing::warn!(error, "hosts were cut off");
+    }
+    if let Err(error) = iscsi {
+        let error = crate::rpc::error::chain(&error);
+        tracing::warn!(error, "initiators were cut off");
     }
     let bdevs = app.registry.list();
     for bdev in bdevs.iter().rev() {

@@ -52,6 +52,14 @@ pub fn write(path: &Path, calls: Calls) -> Result<(), DaemonError> {
     let mut bytes =
         serde_json::to_vec_pretty(&contents).map_err(|error| file("write", path, io::Error::other(error)))?;
     bytes.push(b'\n');
+    replace(path, &bytes)
+}
+
+/// Replaces a file that nobody else may read. Blocks until the new one is durable.
+///
+/// # Errors
+/// What the file system says; the old file is then still there.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), DaemonError> {
     let beside = beside(path);
     let mut new = File::options()
         .write(true)
@@ -60,7 +68,7 @@ pub fn write(path: &Path, calls: Calls) -> Result<(), DaemonError> {
         .mode(0o600)
         .open(&beside)
         .map_err(|source| file("create", &beside, source))?;
-    new.write_all(&bytes).map_err(|source| file("write", &beside, source))?;
+    new.write_all(bytes).map_err(|source| file("write", &beside, source))?;
     new.sync_all().map_err(|source| file("sync", &beside, source))?;
     std::fs::rename(&beside, path).map_err(|source| file("replace", path, source))?;
     let directory = match path.parent() {

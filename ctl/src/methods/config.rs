@@ -15,8 +15,8 @@ use crate::rpc::param::Off;
 use crate::rpc::{Kind, RpcError, Table};
 
 /// The subsystems in order of initialisation, and what each stands on.
-pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 3] =
-    [("penstock", &[]), ("bdev", &["penstock"]), ("nvmf", &["bdev"])];
+pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 4] =
+    [("penstock", &[]), ("bdev", &["penstock"]), ("nvmf", &["bdev"]), ("iscsi", &["bdev"])];
 
 params! {
     /// Of `framework_get_config`.
@@ -120,6 +120,7 @@ pub(crate) fn live(app: &Rc<App>) -> Calls {
         let calls = match name {
             "bdev" => bdevs(app),
             "nvmf" => nvmf(app),
+            "iscsi" => iscsi(app),
             _ => reactors(app),
         };
         SubsystemCalls { subsystem: name.to_owned(), config: Some(calls) }
@@ -169,5 +170,10 @@ fn ceilings(app: &Rc<App>) -> Vec<Call> {
 
 fn nvmf(app: &Rc<App>) -> Vec<Call> {
     let calls = app.target.config_calls().into_iter();
+    calls.map(|(method, params)| Call { method: method.to_owned(), params: Some(params) }).collect()
+}
+
+fn iscsi(app: &Rc<App>) -> Vec<Call> {
+    let calls = app.iscsi.config_calls().into_iter();
     calls.map(|(method, params)| Call { method: method.to_owned(), params: Some(params) }).collect()
 }

@@ -7,6 +7,7 @@ pub mod filter;
 pub mod framework;
 pub mod histogram;
 pub mod iostat;
+pub mod iscsi;
 pub mod log;
 pub mod nvmf;
 pub mod nvmf_path;
@@ -34,6 +35,7 @@ pub fn table() -> Table<Rc<App>> {
     filter::add(&mut table);
     nvmf::add(&mut table);
     nvmf_path::add(&mut table);
+    iscsi::add(&mut table);
     table
 }
 

@@ -78,6 +78,9 @@ pub async fn render(app: &Rc<App>) -> Result<String, std::fmt::Error> {
     if let Ok(stats) = app.target.get_stats().await {
         families.extend(target(&stats));
     }
+    if let Ok(stats) = app.iscsi.get_stats().await {
+        families.extend(iscsi(&stats));
+    }
     families.push(family(
         "log_records_dropped",
         "Log records that came too fast to be written.",
@@ -251,6 +254,35 @@ fn target(stats: &Value) -> Vec<Family> {
         family("nvmf_refused", "Connections that were refused.", each("refused", counter)),
         family("nvmf_terminated", "Connections that were ended for an error.", each("terminated", counter)),
         family("nvmf_buffer_waits", "Commands that waited for a buffer.", each("buffer_waits", counter)),
+    ]
+}
+
+/// The iSCSI target, from what `iscsi_get_stats` says of each reactor.
+fn iscsi(stats: &Value) -> Vec<Family> {
+    let groups = stats.get("poll_groups").map(elements).unwrap_or_default();
+    let each = |member: &str, sample: fn(u64) -> Sample| {
+        let of = |group| (vec![("thread", text_of(group, "name"))], sample(number_of(group, member)));
+        groups.iter().map(of).collect::<Vec<_>>()
+    };
+    let counter = Sample::Counter;
+    vec![
+        family("iscsi_connections", "Connections that are open.", each("connections", gauge)),
+        family("iscsi_half_open", "Connections whose login is not over.", each("half_open", gauge)),
+        family(
+            "iscsi_sessions",
+            "Sessions, discovery included.",
+            [(vec![], gauge(number_of(stats, "sessions")))],
+        ),
+        family("iscsi_logins", "Logins that succeeded.", each("logins", counter)),
+        family("iscsi_login_failures", "Logins that were refused.", each("login_failures", counter)),
+        family(
+            "iscsi_auth_failures",
+            "Logins without the proof that was asked for.",
+            each("auth_failures", counter),
+        ),
+        family("iscsi_redirects", "Logins that were sent elsewhere.", each("redirects", counter)),
+        family("iscsi_refused", "Connections that were turned away.", each("refused", counter)),
+        family("iscsi_timed_out", "Connections closed because nothing came.", each("timed_out", counter)),
     ]
 }
 

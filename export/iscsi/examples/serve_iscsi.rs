@@ -120,7 +120,7 @@ fn main() {
     }
     let end = Instant::now() + Duration::from_secs(seconds);
     while let Ok(request) = incoming.recv_timeout(end.saturating_duration_since(Instant::now())) {
-        host.handle(&request);
+        drop(host.handle(&request));
     }
     for reactor in started {
         reactor.handle.stop();

@@ -12,9 +12,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use penstock_bdev::reservation::RegistrantId;
+use penstock_bdev::reservation::{Effects, RegistrantId};
 use penstock_reactor::ReactorHandle;
 use penstock_scsi::{Control, LuId, LuOwner, LuView, Reply};
+use uuid::Uuid;
 
 use crate::conn::ReplyTo;
 use crate::group::{GroupCell, Peers};
@@ -70,28 +71,68 @@ impl LuHost {
         self.publish(&view, Vec::new(), || ());
     }
 
+    /// Lets a logical unit go: over on a reactor when [`GroupCell::uses_lu`] is false there. Whether it was there.
+    pub fn remove(&mut self, lu: LuId) -> bool {
+        self.owners.remove(&lu).is_some()
+    }
+
+    /// Changes a logical unit and tells the reactors of it.
+    pub fn change(&mut self, lu: LuId, change: impl FnOnce(&mut LuOwner)) {
+        let Some(owner) = self.owners.get_mut(&lu) else { return };
+        let before = owner.view().version;
+        change(owner);
+        let view = Arc::clone(owner.view());
+        if view.version != before {
+            self.publish(&view, Vec::new(), || ());
+        }
+    }
+
+    /// Takes over what was done to a bdev's reservations by other means than the logical unit `but`.
+    pub fn reservations_changed(&mut self, bdev: Uuid, but: Option<LuId>, effects: &Effects) {
+        let on_it = |owner: &&mut LuOwner| {
+            let config = &owner.view().config;
+            config.descriptor.shared().uuid() == bdev && Some(config.id) != but
+        };
+        let mut views = Vec::new();
+        for owner in self.owners.values_mut().filter(on_it) {
+            owner.reservations_changed(effects);
+            views.push(Arc::clone(owner.view()));
+        }
+        for view in views {
+            self.publish(&view, effects.aborted.clone(), || ());
+        }
+    }
+
     /// The owner of a logical unit.
     pub fn owner(&self, lu: LuId) -> Option<&LuOwner> {
         self.owners.get(&lu)
     }
 
-    /// Handles a request of a reactor.
-    pub fn handle(&mut self, request: &ControlRequest) {
+    /// Handles a request of a reactor. Returns what it has done to the reservations of which bdev: other protocols are
+    /// to be told. Other logical units on that bdev know of it before the request is answered.
+    pub fn handle(&mut self, request: &ControlRequest) -> Option<(Uuid, Effects)> {
         let address = request.reply;
-        let Some(handle) = self.peers.handle(address.reactor).cloned() else { return };
+        let handle = self.peers.handle(address.reactor).cloned()?;
         let Some(owner) = self.owners.get_mut(&request.lu) else {
             let fault = penstock_scsi::fault_of(penstock_bdev::IoStatus::Gone, 0);
             let result = fault.map_or(Ok(()), Err);
             send_reply(&handle, address, Reply { result, changed: false, aborted: Vec::new() });
-            return;
+            return None;
         };
         let reply = owner.handle(&request.from, &request.control);
+        let effects = owner.take_effects();
         if !reply.changed && reply.aborted.is_empty() {
-            return send_reply(&handle, address, reply);
+            send_reply(&handle, address, reply);
+            return None;
         }
         let view = Arc::clone(owner.view());
+        let bdev = view.config.descriptor.shared().uuid();
+        if let Some(effects) = &effects {
+            self.reservations_changed(bdev, Some(request.lu), effects);
+        }
         let aborted = reply.aborted.clone();
         self.publish(&view, aborted, move || send_reply(&handle, address, reply));
+        effects.map(|effects| (bdev, effects))
     }
 
     /// Gives a view to all reactors, then aborts the commands of `aborted` there, then does `then` once.

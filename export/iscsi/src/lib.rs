@@ -21,6 +21,7 @@ pub mod auth;
 pub mod config;
 pub mod group;
 pub mod host;
+pub mod target;
 
 mod chap;
 mod conn;

@@ -16,7 +16,7 @@ use penstock_spec::scsi::report::AccessState;
 use penstock_spec::scsi::sense::{Asc, SenseKey};
 
 use super::view::{Audience, EVENTS_MAX, Event, LuView, ModeValues};
-use crate::config::LuConfig;
+use crate::config::{LuConfig, PortGroup};
 use crate::sense::{Fault, Sense};
 
 /// The reservations of one bdev: whoever exports it by another protocol holds the same.
@@ -118,6 +118,8 @@ pub struct LuOwner {
     view: Arc<LuView>,
     reservations: SharedReservations,
     store: Rc<RefCell<dyn ReservationStore>>,
+    /// What the last change of the reservations did, until it is asked for.
+    effects: Option<Effects>,
 }
 
 impl std::fmt::Debug for LuOwner {
@@ -147,7 +149,7 @@ impl LuOwner {
             events: Vec::new(),
             next_event: 0,
         });
-        Self { view, reservations, store }
+        Self { view, reservations, store, effects: None }
     }
 
     /// The current view.
@@ -172,6 +174,28 @@ impl LuOwner {
             Control::NexusLost => self.nexus_lost(from),
         };
         Reply { result, changed: self.view.version != before, aborted }
+    }
+
+    /// What the last command has done to the shared reservations: for [`Self::reservations_changed`] of other logical
+    /// units on the same bdev, and for other protocols.
+    pub fn take_effects(&mut self) -> Option<Effects> {
+        self.effects.take()
+    }
+
+    /// Takes over which ports there are, in which target port groups; a group that is known keeps its state.
+    pub fn set_groups(&mut self, mut groups: Vec<PortGroup>) {
+        for group in &mut groups {
+            if let Some(known) = self.view.groups.iter().find(|known| known.id == group.id) {
+                group.state = known.state;
+                group.preferred = known.preferred;
+            }
+        }
+        if groups != self.view.groups {
+            self.change(|view| {
+                view.groups = groups;
+                raise(view, Audience::All, Asc::ALUA_STATE_CHANGED);
+            });
+        }
     }
 
     /// Takes over what another protocol has done to the shared reservations.
@@ -253,6 +277,8 @@ impl LuOwner {
                 view.reservations = reservations;
                 tell(view, &effects);
             });
+            effects.aborted.clone_from(aborted);
+            self.effects = Some(effects);
         }
         Ok(())
     }

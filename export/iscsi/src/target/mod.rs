@@ -1,0 +1,369 @@
+//! The target, on the control thread: the authoritative configuration and what is done with it.
+//!
+//! A method checks, changes the state, and publishes the change to every reactor before it waits for anything, so that
+//! reactors see changes in the order in which they were made whatever waits in between. What a method returns holds
+//! when it returns: a removed LUN has no I/O under way, a portal accepts.
+//!
+//! Methods and parameters are SPDK's `iscsi_*`, without the prefix.
+
+mod error;
+mod groups;
+mod nodes;
+mod params;
+mod portals;
+mod report;
+mod secrets;
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_channel::{mpsc, oneshot};
+use penstock_bdev::reservation::{Protocol, ReservationBook};
+use penstock_bdev::{Event, EventKind, Registry, Subscription};
+use penstock_reactor::{Cx, ReactorError, ReactorHandle};
+use penstock_scsi::{LuId, Seal};
+use penstock_spec::iscsi::IscsiName;
+use uuid::Uuid;
+
+pub use error::TargetError;
+pub use params::{AuthChoice, NewLun, NewPortalGroup, NewSecret, NewTargetNode, Options, Portal};
+
+use self::nodes::Node;
+use self::portals::PortalGroupState;
+use crate::auth::{AuthPolicy, Secret};
+use crate::config::{DiscoveryConfig, InitiatorGroup};
+use crate::group::{Common, GroupCell, Peers};
+use crate::host::{ControlRequest, LuHost};
+use crate::sessions::Sessions;
+
+/// How long a method waits for I/O and sessions of what it removes.
+const DRAIN_SECONDS: u64 = 30;
+/// How often it looks.
+const DRAIN_STEP: Duration = Duration::from_millis(1);
+/// Tries to reach a reactor whose mailbox is full; it is emptied every turn.
+const SEND_TRIES_MAX: usize = 1_000_000;
+
+#[derive(Debug, Default)]
+struct State {
+    options: Options,
+    discovery: AuthChoice,
+    auth_groups: BTreeMap<u32, Vec<Secret>>,
+    portal_groups: BTreeMap<u16, PortalGroupState>,
+    initiator_groups: BTreeMap<u32, Arc<InitiatorGroup>>,
+    nodes: BTreeMap<IscsiName, Node>,
+    last_lu: u64,
+}
+
+impl State {
+    /// What a choice means.
+    fn policy(&self, choice: AuthChoice) -> AuthPolicy {
+        let secrets = self.auth_groups.get(&choice.chap_group);
+        AuthPolicy {
+            disabled: choice.disable_chap,
+            required: choice.require_chap,
+            mutual: choice.mutual_chap,
+            secrets: secrets.map(Vec::as_slice).unwrap_or_default().into(),
+        }
+    }
+
+    fn discovery(&self) -> DiscoveryConfig {
+        let own = |(tag, group): (&u16, &PortalGroupState)| Some((*tag, self.policy(group.auth?)));
+        DiscoveryConfig {
+            auth: self.policy(self.discovery),
+            by_portal_group: self.portal_groups.iter().filter_map(own).collect(),
+        }
+    }
+}
+
+struct Inner {
+    reactors: Vec<ReactorHandle>,
+    common: Common,
+    registry: Registry,
+    book: ReservationBook,
+    protocol: Cell<Option<Protocol>>,
+    host: RefCell<LuHost>,
+    requests: RefCell<Option<mpsc::UnboundedReceiver<ControlRequest>>>,
+    state: RefCell<State>,
+    /// Whether the reactors have their groups.
+    started: Cell<bool>,
+    subscription: RefCell<Option<Subscription>>,
+}
+
+/// The iSCSI target: a handle, cheap to clone, that stays on the control thread.
+#[derive(Clone)]
+pub struct Target(Rc<Inner>);
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target").field("state", &self.0.state).finish_non_exhaustive()
+    }
+}
+
+type Answers<R> = Vec<Result<oneshot::Receiver<R>, ReactorError>>;
+
+impl Target {
+    /// A target on these reactors whose LUNs are bdevs of `registry`, with the reservations of `book`.
+    /// [`Self::serve_owners`] must run beside it.
+    #[must_use]
+    pub fn new(reactors: Vec<ReactorHandle>, registry: Registry, book: ReservationBook) -> Self {
+        let peers = Peers::new(reactors.clone());
+        // Bounded by the command windows of the sessions: a command has one request under way.
+        let (requests, incoming) = mpsc::unbounded();
+        let control = move |request| {
+            if requests.unbounded_send(request).is_err() {
+                tracing::error!("the owners of logical units are gone");
+            }
+        };
+        let common = Common {
+            options: Arc::new(Options::default().iscsi),
+            peers: Arc::clone(&peers),
+            sessions: Arc::new(Sessions::default()),
+            control: Arc::new(control),
+            seal: Seal::new(Uuid::new_v4().into_bytes()),
+        };
+        let target = Self(Rc::new(Inner {
+            reactors,
+            common,
+            registry,
+            book,
+            protocol: Cell::new(None),
+            host: RefCell::new(LuHost::new(peers)),
+            requests: RefCell::new(Some(incoming)),
+            state: RefCell::default(),
+            started: Cell::new(false),
+            subscription: RefCell::new(None),
+        }));
+        let weak = Rc::downgrade(&target.0);
+        let subscription = target.0.registry.subscribe(move |event| {
+            if let Some(inner) = weak.upgrade() {
+                Self(inner).bdev_event(event);
+            }
+        });
+        *target.0.subscription.borrow_mut() = Some(subscription);
+        let weak = Rc::downgrade(&target.0);
+        let protocol = target.0.book.subscribe(move |bdev, effects| {
+            if let Some(inner) = weak.upgrade() {
+                inner.host.borrow_mut().reservations_changed(bdev, None, effects);
+            }
+        });
+        target.0.protocol.set(Some(protocol));
+        target
+    }
+
+    /// Handles what the reactors ask of the owners of logical units, for ever. For the control thread to run as a task
+    /// of its own, once.
+    pub async fn serve_owners(self) {
+        let Some(mut requests) = self.0.requests.take() else { return };
+        while let Ok(request) = requests.recv().await {
+            let changed = self.0.host.borrow_mut().handle(&request);
+            if let (Some((bdev, effects)), Some(protocol)) = (changed, self.0.protocol.get()) {
+                self.0.book.changed(protocol, bdev, &effects);
+            }
+        }
+    }
+
+    /// `iscsi_set_options`: holds for sessions that begin from now on.
+    ///
+    /// # Errors
+    /// [`TargetError::Invalid`]; what a reactor says.
+    pub async fn set_options(&self, options: Options) -> Result<(), TargetError> {
+        options.check()?;
+        let iscsi = Arc::new(options.iscsi.clone());
+        self.0.state.borrow_mut().options = options;
+        let answers = self.publish(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.set_options(&iscsi);
+            }
+        });
+        self.all(answers, "set the options of the iSCSI target").await.map(drop)
+    }
+
+    /// The options as they are.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        self.0.state.borrow().options.clone()
+    }
+
+    /// `iscsi_set_discovery_auth`: what holds for discovery sessions that begin from now on.
+    ///
+    /// # Errors
+    /// A choice that makes no sense; what a reactor says.
+    pub async fn set_discovery_auth(&self, choice: AuthChoice) -> Result<(), TargetError> {
+        self.check_auth(choice)?;
+        self.0.state.borrow_mut().discovery = choice;
+        self.all(self.publish_discovery(), "set the authentication of discovery").await.map(drop)
+    }
+
+    /// Accepts nothing more, asks all initiators to log out, cuts off those that do not. For the end of the daemon.
+    ///
+    /// # Errors
+    /// [`TargetError::TimedOut`] when connections are left; what a reactor says.
+    pub async fn drain(&self) -> Result<(), TargetError> {
+        let what = "the connections of the iSCSI target";
+        let ended = self.publish(|cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.drain();
+            }
+        });
+        self.all(ended, what).await?;
+        self.wait_until(what, |cell| cell.connections() == 0).await
+    }
+
+    /// The reactors get their groups with the first thing that is made.
+    async fn start(&self) -> Result<(), TargetError> {
+        if self.0.started.replace(true) {
+            return Ok(());
+        }
+        let options = Arc::new(self.0.state.borrow().options.iscsi.clone());
+        let what = "start the iSCSI target";
+        for (index, handle) in self.0.reactors.iter().enumerate() {
+            let common = Common { options: Arc::clone(&options), ..self.0.common.clone() };
+            let started = handle.call(move |cx| GroupCell::start(cx, common, index).map(drop)).await;
+            if let Err(error) = started.and_then(|started| started) {
+                self.0.started.set(false);
+                return Err(TargetError::reactor(what)(error));
+            }
+        }
+        self.all(self.publish_discovery(), what).await.map(drop)
+    }
+
+    /// What a new generation of the bdevs means for the LUNs on them. A new length is seen by the nexuses themselves.
+    fn bdev_event(&self, event: &Event) {
+        if event.kind != EventKind::Removing {
+            return;
+        }
+        let mut gone: Vec<LuId> = Vec::new();
+        let mut affected = Vec::new();
+        for (name, node) in &mut self.0.state.borrow_mut().nodes {
+            let before = gone.len();
+            node.luns.retain(|_, lun| {
+                let stays = !Arc::ptr_eq(&lun.bdev, &event.bdev);
+                if !stays {
+                    gone.push(lun.lu);
+                }
+                stays
+            });
+            if gone.len() > before {
+                affected.push(*name);
+            }
+        }
+        // Nobody waits for it: the bdev's removal ends when the last channel is closed.
+        for name in affected {
+            drop(self.publish_node(&name));
+        }
+        for lu in gone {
+            drop(self.let_go(lu));
+        }
+    }
+
+    /// Forgets a logical unit everywhere.
+    fn let_go(&self, lu: LuId) -> Answers<()> {
+        self.0.host.borrow_mut().remove(lu);
+        self.publish(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.remove_lu(lu);
+            }
+        })
+    }
+
+    /// Gives the newest generation of a target node to all reactors.
+    fn publish_node(&self, name: &IscsiName) -> Answers<()> {
+        let Some(config) = self.0.state.borrow().target_config(name).map(Arc::new) else { return Vec::new() };
+        self.publish(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.apply(&config);
+            }
+        })
+    }
+
+    fn publish_discovery(&self) -> Answers<()> {
+        let config = Arc::new(self.0.state.borrow().discovery());
+        self.publish(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.set_discovery(&config);
+            }
+        })
+    }
+
+    /// Sends to all reactors at once; the answers come later.
+    fn publish<R: Send + 'static>(&self, run: impl Fn(&Cx) -> R + Clone + Send + 'static) -> Answers<R> {
+        self.0.reactors.iter().map(|handle| send(handle, run.clone())).collect()
+    }
+
+    /// Waits for all answers.
+    async fn all<R>(&self, answers: Answers<R>, what: &str) -> Result<Vec<R>, TargetError> {
+        let mut all = Vec::new();
+        for answer in answers {
+            let answer = answer.map_err(TargetError::reactor(what))?;
+            let gone = |_| TargetError::reactor(what)(ReactorError::Gone { reactor: self.first_reactor() });
+            all.push(answer.await.map_err(gone)?);
+        }
+        Ok(all)
+    }
+
+    fn first_reactor(&self) -> penstock_reactor::ReactorId {
+        self.0.reactors.first().map_or(penstock_reactor::ReactorId(0), ReactorHandle::id)
+    }
+
+    /// Waits until `done` holds on every reactor.
+    async fn wait_until(
+        &self,
+        what: &str,
+        done: impl Fn(&GroupCell) -> bool + Clone + Send + 'static,
+    ) -> Result<(), TargetError> {
+        for handle in &self.0.reactors {
+            let done = done.clone();
+            let over = handle
+                .call_async(move |cx| async move {
+                    let end = cx.now().plus(Duration::from_secs(DRAIN_SECONDS));
+                    while let Some(cell) = GroupCell::of(&cx) {
+                        if done(&cell) {
+                            break;
+                        }
+                        drop(cell);
+                        if cx.now() >= end {
+                            return false;
+                        }
+                        cx.sleep(DRAIN_STEP).await;
+                    }
+                    true
+                })
+                .await
+                .map_err(TargetError::reactor(what))?;
+            if !over {
+                return Err(TargetError::TimedOut { what: what.to_owned(), seconds: DRAIN_SECONDS });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sends at once, so that the order of messages is that of the calls.
+fn send<R: Send + 'static>(
+    handle: &ReactorHandle,
+    run: impl Fn(&Cx) -> R + Clone + Send + 'static,
+) -> Result<oneshot::Receiver<R>, ReactorError> {
+    let mut tries = 0;
+    loop {
+        let (answer, answered) = oneshot::channel();
+        let run = run.clone();
+        match handle.send(move |cx| drop(answer.send(run(cx)))) {
+            Ok(()) => return Ok(answered),
+            Err(ReactorError::MailboxFull { .. }) if tries < SEND_TRIES_MAX => {
+                tries += 1;
+                std::thread::yield_now();
+            }
+            Err(error) => {
+                tracing::error!(reactor = %handle.id(), %error, "a change of the iSCSI target is lost");
+                return Err(error);
+            }
+        }
+    }
+}

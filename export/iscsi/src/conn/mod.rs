@@ -325,6 +325,11 @@ impl Conn {
         Some((reactor, bytes))
     }
 
+    /// Whether the peer keeps buffers: data that it does not take, or that it was asked for and does not send.
+    pub(crate) fn is_owed_by_peer(&self) -> bool {
+        !self.tx.is_empty() || self.slab.used().any(|(_, cmd)| cmd.state == CmdState::TransferIn)
+    }
+
     fn data_max(&self) -> u32 {
         self.agreed.data_to_target.max(8192)
     }

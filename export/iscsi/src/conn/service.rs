@@ -313,9 +313,11 @@ impl Conn {
             time2retain: self.agreed.time2retain.into(),
             ..LogoutRespHdr::default()
         };
+        // Whoever asks from now on finds it gone.
         let ends = response == 0 && (bhs.flags & 0x7f == 0 || cid == mine);
         self.push_pdu(hdr.as_bytes(), &[]);
         if ends {
+            session.leave(self.id);
             self.end();
         }
     }

@@ -7,7 +7,7 @@ use penstock_reactor::{ReactorError, Tick};
 
 use super::core::Core;
 use super::read::CLOSE_GRACE_NS;
-use super::{Entry, Group, GroupCell};
+use super::{Entry, Group, GroupCell, STUCK_NS};
 use crate::conn::{Conn, ConnState};
 
 /// Connections accepted per turn.
@@ -134,6 +134,7 @@ impl Group {
             conn,
             serial: self.serial,
             deadline,
+            moved: now,
             half_open: true,
             dirty: false,
             winding_up: false,
@@ -252,10 +253,17 @@ impl Group {
     /// Time-outs: logins that never end, silent initiators, peers that do not close.
     pub(super) fn scan(&mut self, now: Tick) {
         self.listeners.resume(&mut self.sockets);
+        let starved = !self.core.starved.is_empty();
         let (interval, timeout) =
             (self.core.ping_at(), u64::from(self.core.common.options.nop_timeout) * SECOND_NS);
         for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
             let Some(entry) = self.entry_mut(index).filter(|entry| !entry.gone) else { continue };
+            let stuck = starved && now.ns_since(entry.moved) > STUCK_NS && entry.conn.is_owed_by_peer();
+            if stuck {
+                tracing::warn!(peer = %entry.conn.addr, "an initiator keeps buffers and does not go on: closed");
+                self.close(index);
+                continue;
+            }
             let heard = std::mem::take(&mut entry.conn.heard);
             if entry.conn.state() == ConnState::Closed {
                 self.close(index);

@@ -293,8 +293,9 @@ impl Directory for Core {
         if !self.common.sessions.has(key, tsih) {
             return Err(LoginStatus::NO_SESSION);
         }
-        // It may be on its way to or from another reactor: then it is not there just now.
-        let session = self.sessions.get(&tsih).ok_or(LoginStatus::SERVICE_UNAVAILABLE)?;
+        // One whose last connection has gone or been logged out is over, however long its I/O takes.
+        let session = self.sessions.get(&tsih).filter(|session| !session.members().is_empty());
+        let session = session.ok_or(LoginStatus::NO_SESSION)?;
         let others = session.members().iter().filter(|member| member.cid != cid).count();
         if others >= usize::from(session.agreed.connections_max) {
             return Err(LoginStatus::TOO_MANY_CONNECTIONS);

@@ -41,6 +41,8 @@ const RX_BYTES: usize = 256 << 10;
 const DONE_BUDGET: usize = 256;
 /// How often time-outs are looked at, in nanoseconds.
 const SCAN_NS: u64 = 250_000_000;
+/// While others wait for buffers, a connection whose peer keeps some and moves no byte for so long is closed.
+const STUCK_NS: u64 = 5_000_000_000;
 /// How soon commands without a buffer try again where nothing else happens, in nanoseconds.
 const STARVED_NS: u64 = 100_000;
 
@@ -74,6 +76,8 @@ struct Entry {
     serial: u64,
     /// It must have got further by then.
     deadline: Tick,
+    /// When bytes last went through it.
+    moved: Tick,
     /// Counted as half open.
     half_open: bool,
     dirty: bool,

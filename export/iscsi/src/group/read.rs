@@ -26,19 +26,19 @@ impl Group {
             self.close(index);
             return 1;
         }
-        self.read(index)
+        self.read(index, now)
     }
 
     /// Receives once from a connection and handles what came.
     #[inline]
-    fn read(&mut self, index: u32) -> usize {
+    fn read(&mut self, index: u32, now: Tick) -> usize {
         let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { return 0 };
         if entry.gone {
             return 0;
         }
         let entry = &mut **entry;
         match entry.link.receive(&mut self.sockets, &mut entry.conn, &mut self.rx, &mut self.core) {
-            Received::Bytes(_) => {}
+            Received::Bytes(_) => entry.moved = now,
             Received::Nothing => return 0,
             Received::End => {
                 self.close(index);
@@ -146,6 +146,9 @@ impl Group {
         let Ok(sent) = entry.link.send(&mut self.sockets, &mut entry.conn, &mut self.core) else {
             return false;
         };
+        if sent.bytes > 0 {
+            entry.moved = self.core.now;
+        }
         if entry.conn.state() == ConnState::Ending {
             if !std::mem::replace(&mut entry.winding_up, true) {
                 entry.deadline = self.core.now.plus_ns(CLOSE_GRACE_NS);

@@ -22,7 +22,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("penstock-nvmf", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
     (
         "penstock-ctl",
-        &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-nvmf", "penstock-iscsi", "penstock-vhost"],
+        &[
+            "penstock-spec",
+            "penstock-reactor",
+            "penstock-bdev",
+            "penstock-nvmf",
+            "penstock-iscsi",
+            "penstock-vhost",
+        ],
     ),
     ("penstock-vhost", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
     ("penstock-ceiling", &["penstock-spec", "penstock-reactor"]),

@@ -25,14 +25,16 @@ fn daemon(block_bytes: u32) -> Result<Daemon> {
 /// A guest of this daemon's. `device` are further properties of the disk.
 fn machine(daemon: &Daemon, kernel: Kernel, device: &str) -> Machine {
     let socket = daemon.dir().join(CONTROLLER);
-    Machine::new(kernel).machine("q35,memory-backend=mem").memory_mib(512).modules(&["virtio_blk"]).arguments([
-        "-object".to_owned(),
-        "memory-backend-memfd,id=mem,size=512M,share=on".to_owned(),
-        "-chardev".to_owned(),
-        format!("socket,id=vhost0,path={},reconnect-ms=200", socket.display()),
-        "-device".to_owned(),
-        format!("vhost-user-blk-pci,chardev=vhost0,{device}"),
-    ])
+    Machine::new(kernel).machine("q35,memory-backend=mem").memory_mib(512).modules(&["virtio_blk"]).arguments(
+        [
+            "-object".to_owned(),
+            "memory-backend-memfd,id=mem,size=512M,share=on".to_owned(),
+            "-chardev".to_owned(),
+            format!("socket,id=vhost0,path={},reconnect-ms=200", socket.display()),
+            "-device".to_owned(),
+            format!("vhost-user-blk-pci,chardev=vhost0,{device}"),
+        ],
+    )
 }
 
 fn fio(name: &str, more: &str) -> String {

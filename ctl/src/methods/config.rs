@@ -15,8 +15,13 @@ use crate::rpc::param::Off;
 use crate::rpc::{Kind, RpcError, Table};
 
 /// The subsystems in order of initialisation, and what each stands on.
-pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 5] =
-    [("penstock", &[]), ("bdev", &["penstock"]), ("nvmf", &["bdev"]), ("iscsi", &["bdev"]), ("vhost_blk", &["bdev"])];
+pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 5] = [
+    ("penstock", &[]),
+    ("bdev", &["penstock"]),
+    ("nvmf", &["bdev"]),
+    ("iscsi", &["bdev"]),
+    ("vhost_blk", &["bdev"]),
+];
 
 params! {
     /// Of `framework_get_config`.

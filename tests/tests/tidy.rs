@@ -17,6 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("penstock-reactor", &["penstock-spec"]),
     ("penstock-bdev", &["penstock-spec", "penstock-reactor"]),
     ("penstock-nvme-tcp", &["penstock-spec", "penstock-reactor"]),
+    ("penstock-fabric", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
     ("penstock-scsi", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
     ("penstock-iscsi", &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-scsi"]),
     ("penstock-nvmf", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),

@@ -7,6 +7,7 @@
 pub mod daemon;
 pub mod guest;
 pub mod initiator;
+pub mod iscsi;
 pub mod net;
 pub mod paths;
 pub mod process;

@@ -20,7 +20,10 @@ pub(crate) struct Args {
     refresh: bool,
 }
 
-/// A program the tests start, and the Debian package that has it.
+/// QEMU's own iSCSI initiator.
+const QEMU_ISCSI: &str = "/usr/lib/x86_64-linux-gnu/qemu/block-iscsi.so";
+
+/// A program the tests start (or a file, by its whole path), and the Debian package that has it.
 struct Tool {
     program: &'static str,
     package: &'static str,
@@ -35,6 +38,10 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 /// Every program from a Debian package that the tests, or the guests' images, need.
 const TOOLS: &[Tool] = &[
     Tool { program: "qemu-system-x86_64", package: "qemu-system-x86", newest: true },
+    Tool { program: "qemu-img", package: "qemu-utils", newest: true },
+    Tool { program: QEMU_ISCSI, package: "qemu-block-extra", newest: true },
+    tool("iscsi-test-cu", "libiscsi-bin"),
+    tool("iscsid", "open-iscsi"),
     tool("busybox", "busybox-static"),
     tool("fio", "fio"),
     tool("nvme", "nvme-cli"),

@@ -3,6 +3,8 @@
 //! The vdisk is a sparse file; the file, the daemon's state and its control socket lie in one directory, which may be
 //! moved: the daemon runs in it and names are relative. What was written is there after the next `up`.
 
+mod iscsi;
+
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -39,7 +41,7 @@ pub(crate) struct Args {
     /// Length of the vdisk, like 8G; a vdisk that is there can grow (default: 4G)
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
-    /// Address that NVMe/TCP listens on
+    /// Address that NVMe/TCP and iSCSI listen on
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     addr: IpAddr,
     /// Port that NVMe/TCP listens on
@@ -48,6 +50,12 @@ pub(crate) struct Args {
     /// Name of the subsystem
     #[arg(long, default_value = "nqn.2026-11.io.penstock:vdisk0")]
     nqn: String,
+    /// Port that iSCSI listens on
+    #[arg(long, default_value_t = 3260)]
+    iscsi_port: u16,
+    /// Name of the iSCSI target
+    #[arg(long, default_value = "iqn.2026-11.io.penstock:vdisk0")]
+    iqn: String,
     /// Address of the Prometheus metrics, or "none"
     #[arg(long, default_value = "127.0.0.1:9440", value_name = "ADDR")]
     metrics: String,
@@ -68,6 +76,10 @@ pub(crate) struct Args {
 impl Args {
     fn address(&self) -> SocketAddr {
         SocketAddr::new(self.addr, self.port)
+    }
+
+    fn iscsi_address(&self) -> SocketAddr {
+        SocketAddr::new(self.addr, self.iscsi_port)
     }
 
     fn metrics(&self) -> Result<Option<SocketAddr>> {
@@ -91,7 +103,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     let dir = args.dir.canonicalize().with_context(|| format!("cannot use {}", args.dir.display()))?;
     check_free(args, &dir, metrics)?;
     let programs = build(args.debug)?;
-    adopt_address(&dir, &args.nqn, args.address())?;
+    adopt_addresses(&dir, &args.nqn, args.address(), args.iscsi_address())?;
     println!("starting the node in {}", dir.display());
     let mut daemon = start(args, &dir, &programs, metrics)?;
     let client = Client { program: programs.join("penstock"), dir: dir.clone() };
@@ -115,11 +127,16 @@ pub(crate) fn main(args: &Args) -> Result<()> {
 fn check_free(args: &Args, dir: &Path, metrics: Option<SocketAddr>) -> Result<()> {
     if UnixStream::connect(dir.join(SOCKET)).is_ok() {
         bail!(
-            "a node runs in {} already; stop it with Ctrl-C where it was started, or use another --dir, --port and --metrics",
+            "a node runs in {} already; stop it with Ctrl-C where it was started, or use another --dir, --port, --iscsi-port and --metrics",
             dir.display()
         );
     }
-    for (address, option) in [(Some(args.address()), "--port"), (metrics, "--metrics")] {
+    let wanted = [
+        (Some(args.address()), "--port"),
+        (Some(args.iscsi_address()), "--iscsi-port"),
+        (metrics, "--metrics"),
+    ];
+    for (address, option) in wanted {
         let Some(address) = address else { continue };
         match TcpListener::bind(address) {
             Ok(_) => {}
@@ -145,8 +162,8 @@ fn build(debug: bool) -> Result<PathBuf> {
     Ok(run::target_dir().join(if debug { "debug" } else { "release" }))
 }
 
-/// Where the state says another address than the one that is wanted now, puts the latter there.
-fn adopt_address(dir: &Path, nqn: &str, address: SocketAddr) -> Result<()> {
+/// Where the state says other addresses than those that are wanted now, puts the latter there.
+fn adopt_addresses(dir: &Path, nqn: &str, address: SocketAddr, iscsi: SocketAddr) -> Result<()> {
     let path = dir.join(STATE);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -158,7 +175,13 @@ fn adopt_address(dir: &Path, nqn: &str, address: SocketAddr) -> Result<()> {
     let mut changed = false;
     let subsystems = state.get_mut("subsystems").and_then(Value::as_array_mut).into_iter().flatten();
     let calls = subsystems.filter_map(|one| one.get_mut("config")?.as_array_mut()).flatten();
-    for params in calls.filter(|call| is_listener(call)).filter_map(|call| call.get_mut("params")) {
+    for call in calls {
+        changed |= iscsi::adopt_address(call, iscsi);
+        let Some(params) =
+            Some(call).filter(|call| is_listener(call)).and_then(|call| call.get_mut("params"))
+        else {
+            continue;
+        };
         let ours = params
             .get("nqn")
             .and_then(Value::as_str)
@@ -278,7 +301,7 @@ fn set_up(args: &Args, size: Option<u64>, client: &Client) -> Result<()> {
             client.call("nvmf_subsystem_add_listener", &json!({"nqn": nqn, "listen_address": wanted}))?;
         }
     }
-    Ok(())
+    iscsi::set_up(client, &args.iqn, args.iscsi_address())
 }
 
 fn grow(bdev: &Value, size: Option<u64>, client: &Client) -> Result<()> {
@@ -298,6 +321,7 @@ fn grow(bdev: &Value, size: Option<u64>, client: &Client) -> Result<()> {
 
 fn print_how_to(args: &Args, dir: &Path, metrics: Option<SocketAddr>) {
     let (addr, port, nqn, dir) = (args.addr, args.port, &args.nqn, dir.display());
+    let iscsi = iscsi::how_to(&args.iqn, args.iscsi_address());
     println!(
         "
 the node is up: {nqn} on {addr}:{port}
@@ -317,6 +341,7 @@ measure it (writes to the disk):
 
 or, without root, with our own initiator (writes to the disk):
   cargo run --release -p penstock-perf -- nvme-tcp://{addr}:{port}/{nqn} --rw randwrite --qd 32 --verify
+{iscsi}
 
 look at it and change it:
   target/release/penstock -s {dir}/{SOCKET} status
@@ -399,7 +424,8 @@ mod tests {
         let calls = json!([call("ours"), call("theirs"), call(DISCOVERY_NQN)]);
         let state = json!({"penstock_state": 1, "subsystems": [{"subsystem": "nvmf", "config": calls}]});
         fs::write(dir.join(STATE), state.to_string()).unwrap();
-        adopt_address(&dir, "ours", "127.0.0.1:5000".parse().unwrap()).unwrap();
+        let address = "127.0.0.1:5000".parse().unwrap();
+        adopt_addresses(&dir, "ours", address, address).unwrap();
         let now: Value = serde_json::from_str(&fs::read_to_string(dir.join(STATE)).unwrap()).unwrap();
         let port = |index: usize| {
             now["subsystems"][0]["config"][index]["params"]["listen_address"]["trsvcid"].clone()

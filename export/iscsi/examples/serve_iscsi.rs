@@ -50,6 +50,20 @@ impl ReservationStore for InMemory {
     }
 }
 
+/// Waits for a future whose end comes from another thread.
+fn block_on(mut future: std::pin::Pin<Box<dyn Future<Output = ()>>>) {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    while future.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending() {
+        std::thread::park();
+    }
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let arg = |at: usize, default: &str| args.get(at).cloned().unwrap_or_else(|| default.to_owned());
@@ -120,7 +134,9 @@ fn main() {
     }
     let end = Instant::now() + Duration::from_secs(seconds);
     while let Ok(request) = incoming.recv_timeout(end.saturating_duration_since(Instant::now())) {
-        drop(host.handle(&request));
+        if let Some(changed) = host.handle(&request) {
+            block_on(changed.answer);
+        }
     }
     for reactor in started {
         reactor.handle.stop();

@@ -9,9 +9,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_channel::oneshot;
 use penstock_bdev::reservation::{Effects, RegistrantId};
 use penstock_reactor::ReactorHandle;
 use penstock_scsi::{Control, LuId, LuOwner, LuView, Reply};
@@ -44,6 +46,22 @@ pub struct ControlRequest {
 /// How reactors reach the control thread: puts the request into its queue, which is bounded by the sessions' command
 /// windows.
 pub type ControlPort = Arc<dyn Fn(ControlRequest) + Send + Sync>;
+
+/// A change of a bdev's reservations that other protocols are to be told of.
+pub struct Changed {
+    /// The bdev.
+    pub bdev: Uuid,
+    /// What was done.
+    pub effects: Effects,
+    /// Answers the request once all reactors know; to be awaited when the other protocols do.
+    pub answer: Pin<Box<dyn Future<Output = ()>>>,
+}
+
+impl fmt::Debug for Changed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Changed").field("bdev", &self.bdev).finish_non_exhaustive()
+    }
+}
 
 /// The owners of logical units.
 pub struct LuHost {
@@ -87,8 +105,14 @@ impl LuHost {
         }
     }
 
-    /// Takes over what was done to a bdev's reservations by other means than the logical unit `but`.
-    pub fn reservations_changed(&mut self, bdev: Uuid, but: Option<LuId>, effects: &Effects) {
+    /// Takes over what was done to a bdev's reservations by other means than the logical unit `but`. What is returned
+    /// ends when all reactors have it and the commands that it was to abort are gone.
+    pub fn reservations_changed(
+        &mut self,
+        bdev: Uuid,
+        but: Option<LuId>,
+        effects: &Effects,
+    ) -> impl Future<Output = ()> + use<> {
         let on_it = |owner: &&mut LuOwner| {
             let config = &owner.view().config;
             config.descriptor.shared().uuid() == bdev && Some(config.id) != but
@@ -98,8 +122,13 @@ impl LuHost {
             owner.reservations_changed(effects);
             views.push(Arc::clone(owner.view()));
         }
-        for view in views {
-            self.publish(&view, effects.aborted.clone(), || ());
+        let applied: Vec<_> =
+            views.iter().map(|view| self.publish_applied(view, effects.aborted.clone())).collect();
+        async move {
+            for one in applied {
+                // A reactor that is gone has no commands either.
+                one.await.ok();
+            }
         }
     }
 
@@ -108,9 +137,9 @@ impl LuHost {
         self.owners.get(&lu)
     }
 
-    /// Handles a request of a reactor. Returns what it has done to the reservations of which bdev: other protocols are
-    /// to be told. Other logical units on that bdev know of it before the request is answered.
-    pub fn handle(&mut self, request: &ControlRequest) -> Option<(Uuid, Effects)> {
+    /// Handles a request of a reactor. Where it has changed a bdev's reservations, other protocols are to be told before
+    /// it is answered: then the answer is left to whoever gets what is returned.
+    pub fn handle(&mut self, request: &ControlRequest) -> Option<Changed> {
         let address = request.reply;
         let handle = self.peers.handle(address.reactor).cloned()?;
         let Some(owner) = self.owners.get_mut(&request.lu) else {
@@ -126,13 +155,30 @@ impl LuHost {
             return None;
         }
         let view = Arc::clone(owner.view());
-        let bdev = view.config.descriptor.shared().uuid();
-        if let Some(effects) = &effects {
-            self.reservations_changed(bdev, Some(request.lu), effects);
-        }
         let aborted = reply.aborted.clone();
-        self.publish(&view, aborted, move || send_reply(&handle, address, reply));
-        effects.map(|effects| (bdev, effects))
+        let Some(effects) = effects else {
+            self.publish(&view, aborted, move || send_reply(&handle, address, reply));
+            return None;
+        };
+        let bdev = view.config.descriptor.shared().uuid();
+        let here = self.publish_applied(&view, aborted);
+        let others = self.reservations_changed(bdev, Some(request.lu), &effects);
+        let answer = async move {
+            here.await.ok();
+            others.await;
+            send_reply(&handle, address, reply);
+        };
+        Some(Changed { bdev, effects, answer: Box::pin(answer) })
+    }
+
+    /// As [`Self::publish`]; what is returned ends when every reactor has the view.
+    fn publish_applied(&self, view: &Arc<LuView>, aborted: Vec<RegistrantId>) -> oneshot::Receiver<()> {
+        let (done, applied) = oneshot::channel();
+        self.publish(view, aborted, move || {
+            // Nobody may wait for it.
+            done.send(()).ok();
+        });
+        applied
     }
 
     /// Gives a view to all reactors, then aborts the commands of `aborted` there, then does `then` once.

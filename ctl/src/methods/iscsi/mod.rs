@@ -211,15 +211,13 @@ fn choice(
 }
 
 async fn set_options(app: Rc<App>, params: SetOptions) -> Result<Value, RpcError> {
-    if let Some(other) = params.max_connections_per_session.filter(|max| *max != 1) {
-        let message = format!("max_connections_per_session is {other}; sessions have 1 connection");
-        return Err(RpcError::invalid_params(message));
-    }
     let mut options = app.iscsi.options();
     let iscsi = &mut options.iscsi;
     iscsi.nop_timeout = params.nop_timeout.unwrap_or(iscsi.nop_timeout);
     iscsi.nop_in_interval = params.nop_in_interval.unwrap_or(iscsi.nop_in_interval);
     iscsi.max_sessions = params.max_sessions.unwrap_or(iscsi.max_sessions);
+    iscsi.max_connections_per_session =
+        params.max_connections_per_session.unwrap_or(iscsi.max_connections_per_session);
     iscsi.max_queue_depth = params.max_queue_depth.unwrap_or(iscsi.max_queue_depth);
     iscsi.default_time2wait = params.default_time2wait.unwrap_or(iscsi.default_time2wait);
     iscsi.default_time2retain = params.default_time2retain.unwrap_or(iscsi.default_time2retain);

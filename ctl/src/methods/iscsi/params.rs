@@ -24,7 +24,7 @@ params! {
         max_sessions: Option<u32>,
         /// Commands of one session under way at most. Default: 128.
         max_queue_depth: Option<u16>,
-        /// Connections of one session at most. Default: 1.
+        /// Connections of one session at most: 1 to 64. Default: 2.
         max_connections_per_session: Option<u16>,
         /// DefaultTime2Wait in seconds. Default: 2.
         default_time2wait: Option<u16>,

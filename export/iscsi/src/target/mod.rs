@@ -14,9 +14,6 @@ mod portals;
 mod report;
 mod secrets;
 
-#[cfg(test)]
-mod tests;
-
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -148,10 +145,9 @@ impl Target {
         });
         *target.0.subscription.borrow_mut() = Some(subscription);
         let weak = Rc::downgrade(&target.0);
-        let protocol = target.0.book.subscribe(move |bdev, effects| {
-            if let Some(inner) = weak.upgrade() {
-                inner.host.borrow_mut().reservations_changed(bdev, None, effects);
-            }
+        let protocol = target.0.book.subscribe_applied(move |bdev, effects| match weak.upgrade() {
+            Some(inner) => Box::pin(inner.host.borrow_mut().reservations_changed(bdev, None, effects)),
+            None => Box::pin(std::future::ready(())),
         });
         target.0.protocol.set(Some(protocol));
         target
@@ -163,9 +159,11 @@ impl Target {
         let Some(mut requests) = self.0.requests.take() else { return };
         while let Ok(request) = requests.recv().await {
             let changed = self.0.host.borrow_mut().handle(&request);
-            if let (Some((bdev, effects)), Some(protocol)) = (changed, self.0.protocol.get()) {
-                self.0.book.changed(protocol, bdev, &effects);
+            let Some(changed) = changed else { continue };
+            if let Some(protocol) = self.0.protocol.get() {
+                self.0.book.tell(protocol, changed.bdev, &changed.effects).await;
             }
+            changed.answer.await;
         }
     }
 

@@ -47,6 +47,7 @@ impl Options {
             ("nop_in_interval", o.nop_in_interval.into(), 0..=3600),
             ("login_timeout", o.login_timeout.into(), 1..=3600),
             ("max_sessions", o.max_sessions.into(), 1..=65_535),
+            ("max_connections_per_session", o.max_connections_per_session.into(), 1..=64),
         ];
         for (parameter, value, range) in ranges {
             if !range.contains(&value) {

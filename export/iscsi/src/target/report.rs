@@ -21,7 +21,7 @@ impl Target {
         merge(&mut value, auth(state.discovery));
         merge(
             &mut value,
-            json!({ "max_connections_per_session": 1, "error_recovery_level": 0,
+            json!({ "error_recovery_level": 0,
             "allow_duplicated_isid": false }),
         );
         value
@@ -193,6 +193,7 @@ fn options(options: &Options) -> Value {
     json!({
         "node_base": options.node_base,
         "max_sessions": o.max_sessions,
+        "max_connections_per_session": o.max_connections_per_session,
         "max_queue_depth": o.max_queue_depth,
         "default_time2wait": o.default_time2wait,
         "default_time2retain": o.default_time2retain,

@@ -37,6 +37,11 @@ pub trait Bdev: Any + Send + Sync + fmt::Debug {
     /// part of a split).
     fn config(&self) -> (&'static str, serde_json::Value);
 
+    /// How its device is, where it tells (SMART / Health): a JSON object, part of `bdev_get_iostat`.
+    fn health(&self) -> Option<serde_json::Value> {
+        None
+    }
+
     /// The bdev below, for a filter: it goes when that goes, and grows when that grows.
     fn base(&self) -> Option<&Descriptor> {
         None

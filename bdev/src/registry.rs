@@ -268,15 +268,14 @@ impl Registry {
         let first = Arc::clone(self.present(name)?.bdev.shared());
         let key = self.0.borrow().names.get(name).copied().unwrap_or(0);
         self.begin_removal(first);
-        let closings = self.closings();
-        poll_fn(|cx| {
-            // First to be told of closings, then to look: none is missed.
-            closings.wake_at_next(cx.waker());
-            self.finish_removals();
-            if self.0.borrow().entries.contains_key(&key) { Poll::Pending } else { Poll::Ready(()) }
-        })
-        .await;
+        self.until_gone(key).await;
         Ok(())
+    }
+
+    /// Waits until the bdev that has this name now is gone. For one that is being removed already.
+    pub async fn gone(&self, name: &str) {
+        let key = self.0.borrow().names.get(name).copied().unwrap_or(0);
+        self.until_gone(key).await;
     }
 
     /// Ends removals as soon as the last user has closed, also those for which nobody waits any more. For the control
@@ -298,6 +297,17 @@ impl Registry {
         let key = inner.next_key();
         inner.listeners.insert(key, Rc::new(listener));
         Subscription { registry: self.clone(), key }
+    }
+
+    async fn until_gone(&self, key: u64) {
+        let closings = self.closings();
+        poll_fn(|cx| {
+            // First to be told of closings, then to look: none is missed.
+            closings.wake_at_next(cx.waker());
+            self.finish_removals();
+            if self.0.borrow().entries.contains_key(&key) { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
     }
 
     fn begin_removal(&self, first: Arc<Shared>) {

@@ -7,9 +7,9 @@ use std::rc::Rc;
 use penstock_bdev::reservation::{NoStore, ReservationBook, SharedStore};
 use penstock_bdev::{Registry, Subscription};
 use penstock_iscsi::target::Target as IscsiTarget;
+use penstock_nvme::NvmeControllers;
 use penstock_nvmf::target::Target;
 use penstock_reactor::{Clock, PollMode, ReactorHandle};
-use penstock_vhost::Vhost;
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 
@@ -39,8 +39,6 @@ pub struct Parts {
     pub log: Log,
     /// Where the live configuration is kept.
     pub state: Option<PathBuf>,
-    /// Where the vhost-user sockets are.
-    pub vhost_dir: PathBuf,
 }
 
 /// The daemon, on its control thread.
@@ -56,14 +54,14 @@ pub struct App {
     pub log: Log,
     /// All bdevs.
     pub registry: Registry,
+    /// NVMe controllers driven from user space.
+    pub nvme: NvmeControllers,
     /// The NVMe-oF target.
     pub target: Target,
     /// The iSCSI target.
     pub iscsi: IscsiTarget,
     /// The reservations of all bdevs.
     pub reservations: ReservationBook,
-    /// The vhost-user target.
-    pub vhost: Vhost,
     /// The last notifications.
     pub notes: Rc<Notes>,
     /// Since when statistics count.
@@ -98,12 +96,12 @@ impl App {
         };
         let reservations = ReservationBook::new(store);
         let iscsi = IscsiTarget::new(parts.reactors.clone(), registry.clone(), reservations.clone());
-        let vhost = Vhost::new(parts.reactors.clone(), registry.clone(), parts.vhost_dir);
+        let nvme = NvmeControllers::new(parts.reactors.clone(), parts.clock.clone(), registry.clone());
         Rc::new(Self {
+            nvme,
             target,
             iscsi,
             reservations,
-            vhost,
             reactors: parts.reactors,
             clock: parts.clock,
             poll_mode: parts.poll_mode,

@@ -60,11 +60,11 @@ async fn live(args: Args) -> Result<(), DaemonError> {
     mem::init(mem_config)?;
     let clock = Clock::system();
     let reactors = Reactors::start(&cores, poll_mode, &clock)?;
-    let (state, vhost_dir) = (settings.state.clone(), settings.vhost_dir());
-    let parts = Parts { reactors: reactors.handles(), clock, poll_mode, log, state, vhost_dir };
+    let parts = Parts { reactors: reactors.handles(), clock, poll_mode, log, state: settings.state.clone() };
     let app = App::new(parts);
     tokio::task::spawn_local(app.registry.look_after_removals());
     tokio::task::spawn_local(app.iscsi.clone().serve_owners());
+    tokio::task::spawn_local(app.nvme.look_after());
     tokio::task::spawn_local(look_after_memory());
     tokio::task::spawn_local(signals.watch(Rc::clone(&app)));
     let seed = Calls { subsystems: file.subsystems };
@@ -216,7 +216,6 @@ async fn drain(app: &Rc<App>) {
         let error = crate::rpc::error::chain(&error);
         tracing::warn!(error, "initiators were cut off");
     }
-    app.vhost.drain().await;
     let bdevs = app.registry.list();
     for bdev in bdevs.iter().rev() {
         let name = bdev.shared().name();
@@ -234,6 +233,7 @@ async fn drain(app: &Rc<App>) {
         // It went with another one, or now.
         drop(app.registry.remove(&name).await);
     }
+    app.nvme.shut_down().await;
 }
 
 /// Makes everything durable that was written to a bdev.

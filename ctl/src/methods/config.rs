@@ -9,19 +9,14 @@ use serde_json::{Value, json};
 
 use crate::daemon::App;
 use crate::daemon::config::{Call, Calls, SubsystemCalls};
-use crate::methods::reactor;
+use crate::methods::{nvme, reactor};
 use crate::params;
 use crate::rpc::param::Off;
 use crate::rpc::{Kind, RpcError, Table};
 
 /// The subsystems in order of initialisation, and what each stands on.
-pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 5] = [
-    ("penstock", &[]),
-    ("bdev", &["penstock"]),
-    ("nvmf", &["bdev"]),
-    ("iscsi", &["bdev"]),
-    ("vhost_blk", &["bdev"]),
-];
+pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 4] =
+    [("penstock", &[]), ("bdev", &["penstock"]), ("nvmf", &["bdev"]), ("iscsi", &["bdev"])];
 
 params! {
     /// Of `framework_get_config`.
@@ -126,7 +121,6 @@ pub(crate) fn live(app: &Rc<App>) -> Calls {
             "bdev" => bdevs(app),
             "nvmf" => nvmf(app),
             "iscsi" => iscsi(app),
-            "vhost_blk" => vhost(app),
             _ => reactors(app),
         };
         SubsystemCalls { subsystem: name.to_owned(), config: Some(calls) }
@@ -154,7 +148,15 @@ fn bdevs(app: &Rc<App>) -> Vec<Call> {
     let made = configs
         .filter(|(method, _)| !method.is_empty())
         .map(|(method, params)| Call { method: method.to_owned(), params: Some(params) });
-    made.chain(ceilings(app)).collect()
+    nvme(app).into_iter().chain(made).chain(ceilings(app)).collect()
+}
+
+/// NVMe controllers, whose bdevs come with them: before whatever stands on those.
+fn nvme(app: &Rc<App>) -> Vec<Call> {
+    let options = nvme::options_json(&app.nvme).map(|params| ("bdev_nvme_set_options", params));
+    let controllers = app.nvme.configs().into_iter().map(|params| ("bdev_nvme_attach_controller", params));
+    let call = |(method, params): (&str, Value)| Call { method: method.to_owned(), params: Some(params) };
+    options.into_iter().chain(controllers).map(call).collect()
 }
 
 /// What bdev_set_qos_limit set.
@@ -172,11 +174,6 @@ fn ceilings(app: &Rc<App>) -> Vec<Call> {
         Call { method: "bdev_set_qos_limit".to_owned(), params: Some(params) }
     };
     limited.map(call).collect()
-}
-
-fn vhost(app: &Rc<App>) -> Vec<Call> {
-    let calls = app.vhost.config_calls().into_iter();
-    calls.map(|(method, params)| Call { method: method.to_owned(), params: Some(params) }).collect()
 }
 
 fn nvmf(app: &Rc<App>) -> Vec<Call> {

@@ -81,6 +81,9 @@ async fn get_iostat(app: Rc<App>, params: GetIostat) -> Result<Value, RpcError> 
         let shared = bdev.shared();
         let mut value = if per_channel { channels(&app, shared) } else { total(&app, shared) };
         value.insert("name".to_owned(), json!(shared.name()));
+        if let Some(health) = bdev.health() {
+            value.insert("health".to_owned(), health);
+        }
         shown.push(Value::Object(value));
         app.baselines.borrow_mut().reset(shared, mode);
     }

@@ -9,11 +9,11 @@ pub mod histogram;
 pub mod iostat;
 pub mod iscsi;
 pub mod log;
+pub mod nvme;
 pub mod nvmf;
 pub mod nvmf_path;
 pub mod reactor;
 pub mod trace;
-pub mod vhost;
 
 use std::rc::Rc;
 
@@ -34,10 +34,10 @@ pub fn table() -> Table<Rc<App>> {
     histogram::add(&mut table);
     create::add(&mut table);
     filter::add(&mut table);
+    nvme::add(&mut table);
     nvmf::add(&mut table);
     nvmf_path::add(&mut table);
     iscsi::add(&mut table);
-    vhost::add(&mut table);
     table
 }
 

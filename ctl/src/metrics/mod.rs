@@ -1,4 +1,5 @@
 //! Metrics for Prometheus, in the OpenMetrics text format, over HTTP on the control thread.
 
 pub mod http;
+mod nvme;
 pub mod text;

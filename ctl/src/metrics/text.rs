@@ -41,11 +41,11 @@ const BUCKETS_NS: [u64; 19] = [
 ];
 
 /// What is labelled how: names and values.
-type Labels = Vec<(&'static str, String)>;
+pub(super) type Labels = Vec<(&'static str, String)>;
 
 /// One number, or one histogram.
 #[derive(Debug)]
-enum Sample {
+pub(super) enum Sample {
     Counter(u64),
     Seconds(f64),
     Gauge(i64),
@@ -54,7 +54,7 @@ enum Sample {
 
 /// All samples of one name.
 #[derive(Debug)]
-struct Family {
+pub(super) struct Family {
     name: &'static str,
     help: &'static str,
     unit: Option<Unit>,
@@ -74,6 +74,7 @@ pub async fn render(app: &Rc<App>) -> Result<String, std::fmt::Error> {
     families.extend(reactors(app));
     families.extend(memory());
     families.extend(bdevs(app));
+    families.extend(super::nvme::controllers(app));
     // A reactor that does not answer is no reason to say nothing of the rest.
     if let Ok(stats) = app.target.get_stats().await {
         families.extend(target(&stats));
@@ -93,7 +94,7 @@ pub async fn render(app: &Rc<App>) -> Result<String, std::fmt::Error> {
     Ok(text)
 }
 
-fn family(
+pub(super) fn family(
     name: &'static str,
     help: &'static str,
     samples: impl IntoIterator<Item = (Labels, Sample)>,
@@ -115,7 +116,7 @@ fn to_seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-fn gauge(value: u64) -> Sample {
+pub(super) fn gauge(value: u64) -> Sample {
     Sample::Gauge(i64::try_from(value).unwrap_or(i64::MAX))
 }
 

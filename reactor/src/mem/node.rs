@@ -7,7 +7,7 @@ use std::sync::{OnceLock, TryLockError};
 
 use super::arena::{ARENA_BYTES, Arena, Backing, Hugepages};
 use super::buddy::Buddy;
-use super::{ORDERS, PAGE_BYTES};
+use super::{ORDERS, PAGE_BYTES, observer};
 use crate::error::ReactorError;
 use crate::sys::numa::NumaTopology;
 
@@ -149,13 +149,17 @@ pub fn maintain() -> Result<(), ReactorError> {
         }
         let room_bytes =
             memory.config.max_bytes.saturating_sub(usize::try_from(mapped).unwrap_or(usize::MAX));
-        for arena in Arena::map(memory.config.hugepages, index, room_bytes)? {
-            let buddy = new_buddy();
-            node.with(|inner| {
-                let at = inner.arenas.partition_point(|(other, _)| other.base() < arena.base());
-                inner.arenas.insert(at, (arena, buddy));
-            });
-        }
+        let new = Arena::map(memory.config.hugepages, index, room_bytes)?;
+        let infos: Vec<ArenaInfo> = new.iter().map(|arena| info_of(arena, index)).collect();
+        observer::announce(&infos, || {
+            for arena in new {
+                let buddy = new_buddy();
+                node.with(|inner| {
+                    let at = inner.arenas.partition_point(|(other, _)| other.base() < arena.base());
+                    inner.arenas.insert(at, (arena, buddy));
+                });
+            }
+        });
     }
     Ok(())
 }
@@ -179,12 +183,7 @@ pub fn arenas() -> Vec<ArenaInfo> {
     let mut all = Vec::new();
     for (index, node) in memory().nodes.iter().enumerate() {
         node.with(|inner| {
-            all.extend(inner.arenas.iter().map(|(arena, _)| ArenaInfo {
-                base: arena.base().addr().get(),
-                len: ARENA_BYTES,
-                backing: arena.backing(),
-                node: index,
-            }));
+            all.extend(inner.arenas.iter().map(|(arena, _)| info_of(arena, index)));
         });
     }
     all
@@ -325,6 +324,10 @@ fn memory() -> &'static Memory {
         }
         MEMORY.get().unwrap_or_else(|| unreachable!("init has set it"))
     })
+}
+
+fn info_of(arena: &Arena, node: usize) -> ArenaInfo {
+    ArenaInfo { base: arena.base().addr().get(), len: ARENA_BYTES, backing: arena.backing(), node }
 }
 
 fn new_buddy() -> Buddy {

@@ -247,10 +247,7 @@ impl Controller {
         if self.is_discovery() {
             EventConfig(0).with_discovery_log(true)
         } else {
-            EventConfig(0)
-                .with_ns_attribute(true)
-                .with_ana_change(self.params.subsystem.ana_reporting)
-                .with_cross_reset(true)
+            EventConfig(0).with_ns_attribute(true).with_ana_change(self.params.subsystem.ana_reporting)
         }
     }
 

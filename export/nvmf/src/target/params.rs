@@ -9,9 +9,7 @@ use uuid::Uuid;
 
 use super::error::TargetError;
 use crate::ana;
-use crate::config::{
-    COMMAND_QUIESCE_MS, DuplicateHost, MODEL_LEN_MAX, NAMESPACES_DEFAULT, NAMESPACES_MAX, SERIAL_LEN_MAX,
-};
+use crate::config::{MODEL_LEN_MAX, NAMESPACES_DEFAULT, NAMESPACES_MAX, SERIAL_LEN_MAX};
 use crate::io_cmd::{DMRSL_DEFAULT, WZSL_DEFAULT, WZSL_MAX};
 
 /// `nvmf_create_subsystem`.
@@ -53,15 +51,9 @@ pub struct CreateSubsystem {
     /// Passthrough of NVMe commands: only `false` is taken.
     #[serde(default, skip_serializing)]
     pub passthrough: bool,
-    /// Whether hosts may reset the whole subsystem.
-    #[serde(default)]
+    /// NVM subsystem reset: only `false` is taken.
+    #[serde(default, skip_serializing)]
     pub enable_nssr: bool,
-    /// What happens when a host connects another controller at the same port: "allow", "reject" or "replace".
-    #[serde(default)]
-    pub duplicate_host: DuplicateHost,
-    /// CQT, in milliseconds.
-    #[serde(default = "default_quiesce")]
-    pub command_quiesce_ms: u16,
 }
 
 fn default_serial() -> String {
@@ -74,10 +66,6 @@ fn default_model() -> String {
 
 const fn default_min_cntlid() -> u16 {
     1
-}
-
-const fn default_quiesce() -> u16 {
-    COMMAND_QUIESCE_MS
 }
 
 const fn default_max_cntlid() -> u16 {
@@ -110,8 +98,6 @@ impl CreateSubsystem {
             max_ana_groups: None,
             passthrough: false,
             enable_nssr: false,
-            duplicate_host: DuplicateHost::Allow,
-            command_quiesce_ms: COMMAND_QUIESCE_MS,
         }
     }
 
@@ -143,7 +129,8 @@ impl CreateSubsystem {
             let allowed = format!("1 to {WZSL_MAX}, or 0 for no limit");
             return Err(TargetError::Invalid { parameter: "wzsl", value: self.wzsl.to_string(), allowed });
         }
-        refuse("passthrough", self.passthrough)
+        refuse("passthrough", self.passthrough)?;
+        refuse("enable_nssr", self.enable_nssr)
     }
 }
 

@@ -1,0 +1,156 @@
+//! Our NVMe driver in a guest: emulated controllers behind an emulated IOMMU, taken by VFIO, exported by NVMe/TCP to the
+//! guest's own kernel, which verifies what it writes.
+#![expect(clippy::unwrap_used, reason = "a test: what fails is a failure")]
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use penstock_tests::guest::{Guest, Kernel, Machine};
+use penstock_tests::paths::Scratch;
+use serde_json::json;
+
+const LONG: Duration = Duration::from_secs(180);
+
+/// The IOMMU, which must be the first device.
+fn machine() -> Vec<String> {
+    ["-device", "intel-iommu,intremap=on,caching-mode=on"].map(str::to_owned).into()
+}
+
+fn disk(scratch: &Scratch, name: &str, mib: u64) -> String {
+    let file = scratch.join(name);
+    File::create(&file).unwrap().set_len(mib << 20).unwrap();
+    file.display().to_string()
+}
+
+fn boot(args: Vec<String>) -> Result<Guest> {
+    let mut guest = Machine::new(Kernel::Linux6_12)
+        .machine("q35,kernel-irqchip=split")
+        .kernel_argument("intel_iommu=on")
+        .kernel_argument("iommu=nopt")
+        .arguments(args)
+        .modules(&["vfio-pci", "vfio_iommu_type1"])
+        .program("penstockd")?
+        .program("penstock")?
+        .boot()?;
+    guest.run(SETUP)?;
+    Ok(guest)
+}
+
+/// Gives every NVMe function to vfio-pci, and starts the daemon.
+const SETUP: &str = "
+    modprobe vfio-pci; modprobe vfio_iommu_type1; modprobe nvme-tcp
+    for dev in /sys/bus/pci/devices/*; do
+        [ $(cat $dev/class) = 0x010802 ] || continue
+        echo vfio-pci >$dev/driver_override
+        [ -e $dev/driver ] && echo ${dev##*/} >$dev/driver/unbind
+        echo ${dev##*/} >/sys/bus/pci/drivers_probe
+    done
+    penstockd --socket /run/p.sock --reactors 2 >/run/penstockd.log 2>&1 &
+    echo $! >/run/penstockd.pid
+    eventually 20 penstock --socket /run/p.sock rpc spdk_get_version '{}'";
+
+fn rpc(method: &str, params: serde_json::Value) -> String {
+    format!(
+        "penstock --socket /run/p.sock rpc {method} '{params}' || {{ tail -n 30 /run/penstockd.log; exit 1; }}\n"
+    )
+}
+
+/// Attaches the function with that serial number.
+fn attach(guest: &mut Guest, name: &str, slot: &str) -> Result<String> {
+    guest.run(&rpc("bdev_nvme_attach_controller", json!({"name": name, "trtype": "PCIe", "traddr": slot})))
+}
+
+/// Exports the bdevs as namespaces 1, 2, … and connects the guest's kernel to them.
+fn export(guest: &mut Guest, bdevs: &[&str]) -> Result<()> {
+    let nqn = "nqn.2026-11.io.penstock:vfio";
+    let mut script = rpc("nvmf_create_transport", json!({"trtype": "TCP"}));
+    script +=
+        &rpc("nvmf_create_subsystem", json!({"nqn": nqn, "allow_any_host": true, "serial_number": "V"}));
+    let address = json!({"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": "4420"});
+    script += &rpc("nvmf_subsystem_add_listener", json!({"nqn": nqn, "listen_address": address}));
+    for (bdev, nsid) in bdevs.iter().zip(1..) {
+        let namespace = json!({"bdev_name": bdev, "nsid": nsid});
+        script += &rpc("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": namespace}));
+    }
+    write!(
+        script,
+        "nvme connect -t tcp -a 127.0.0.1 -s 4420 -n {nqn} --nr-io-queues=2\neventually 20 ns {}",
+        bdevs.len()
+    )?;
+    guest.run(&script)?;
+    Ok(())
+}
+
+fn verify(nsid: u32, mib: u32, seed: u32) -> String {
+    format!(
+        "fio --name=v{nsid} --filename=$(ns {nsid}) --size={mib}m --rw=randwrite --bsrange=4k-256k --iodepth=16 \
+         --ioengine=libaio --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --randseed={seed}\n"
+    )
+}
+
+#[test]
+fn a_controller_with_two_namespaces_of_both_block_lengths_serves_the_guests_own_kernel() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let (first, second, third) = (disk(&scratch, "a", 64), disk(&scratch, "b", 64), disk(&scratch, "c", 64));
+    let mut args = machine();
+    for (id, file) in [("a", &first), ("b", &second), ("c", &third)] {
+        args.push("-drive".into());
+        args.push(format!("file={file},if=none,id={id},format=raw,cache=none"));
+    }
+    // Another controller with small transfers, with a namespace that must be refused beside a good one.
+    for device in [
+        "nvme,id=n0,serial=S0,addr=5",
+        "nvme-ns,drive=a,bus=n0,nsid=1,logical_block_size=512,physical_block_size=512",
+        "nvme-ns,drive=b,bus=n0,nsid=2,logical_block_size=4096,physical_block_size=4096",
+        "nvme,id=n1,serial=S1,addr=6,mdts=2",
+        "nvme-ns,drive=c,bus=n1,nsid=1",
+    ] {
+        args.extend(["-device".to_owned(), device.to_owned()]);
+    }
+    args.extend(
+        [
+            "-blockdev",
+            "null-co,node-name=pi,size=16777216",
+            "-device",
+            "nvme-ns,drive=pi,bus=n1,nsid=9,ms=8,pi=1",
+        ]
+        .map(str::to_owned),
+    );
+    let mut guest = boot(args)?;
+    let names = attach(&mut guest, "Nvme0", "0000:00:05.0")?;
+    assert!(names.contains("Nvme0n1") && names.contains("Nvme0n2"), "{names}");
+    let names = attach(&mut guest, "Nvme1", "0000:00:06.0")?;
+    assert!(names.contains("Nvme1n1") && !names.contains("Nvme1n9"), "{names}");
+    let report = guest.run(&rpc("bdev_nvme_get_controllers", json!({"name": "Nvme1"})))?;
+    assert!(report.contains("protection information"), "{report}");
+    export(&mut guest, &["Nvme0n1", "Nvme0n2", "Nvme1n1"])?;
+    let blocks =
+        guest.run("for n in 1 2 3; do cat /sys/block/$(basename $(ns $n))/queue/logical_block_size; done")?;
+    assert_eq!(blocks.split_whitespace().collect::<Vec<_>>(), ["512", "4096", "512"]);
+    for nsid in 1..=3 {
+        guest.run_for(LONG, &verify(nsid, 16, nsid))?;
+    }
+    guest.run_for(
+        LONG,
+        "dev=$(ns 2)
+         blkdiscard -z -o 1m -l 3m $dev; blkdiscard -o 8m -l 1m $dev
+         dd if=$dev bs=1M skip=1 count=3 iflag=direct 2>/dev/null | cmp -n 3145728 - /dev/zero
+         mkfs.ext4 -q $dev && mount $dev /mnt && dd if=/dev/urandom of=/mnt/f bs=1M count=8 2>/dev/null
+         sum=$(sha256sum </mnt/f); umount /mnt; mount $dev /mnt; [ \"$sum\" = \"$(sha256sum </mnt/f)\" ]; umount /mnt
+         fsck.ext4 -fn $dev",
+    )?;
+    // The bytes are on the disk's file, where the block length of the guest's export does not matter.
+    guest.run("nvme disconnect-all; eventually 10 no_ns 1")?;
+    guest.run_for(LONG, &rpc("bdev_nvme_detach_controller", json!({"name": "Nvme0"})))?;
+    assert_eq!(guest.run(&rpc("bdev_nvme_get_controllers", json!({})))?.matches("S0").count(), 0);
+    // And back again: the device is as usable as before.
+    attach(&mut guest, "Again", "0000:00:05.0")?;
+    guest.run("kill $(cat /run/penstockd.pid); eventually 20 sh -c '! kill -0 $(cat /run/penstockd.pid) 2>/dev/null'")?;
+    let log = guest.run("cat /run/penstockd.log; ls /sys/bus/pci/drivers/vfio-pci")?;
+    assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
+    assert!(Path::new(&first).exists());
+    Ok(())
+}

@@ -37,6 +37,17 @@ const LAYERS: &[(&str, &[&str])] = &[
         "penstock-perf",
         &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-nvme-tcp", "penstock-nvmf"],
     ),
+    (
+        "penstock-instructions",
+        &[
+            "penstock-spec",
+            "penstock-reactor",
+            "penstock-bdev",
+            "penstock-nvme-tcp",
+            "penstock-nvmf",
+            "penstock-perf",
+        ],
+    ),
     ("penstock-tests", &["*"]),
     ("penstock-fuzz", &["*"]),
     ("xtask", &[]),

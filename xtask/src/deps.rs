@@ -1,14 +1,17 @@
 //! Installs what the tests need, and only what is missing: a second run touches neither the network nor the machine.
 //!
-//! Three kinds: Debian packages (system-wide, which takes root), guest kernels (unpacked under the target directory,
-//! never installed) and Python tools (in a virtual environment under the target directory).
+//! Four kinds: Debian packages (system-wide, which takes root), guest kernels (unpacked under the target directory,
+//! never installed), Python tools (in a virtual environment under the target directory) and cargo's (there as well).
 
 mod apt;
+mod cargo_deny;
 mod kernels;
 mod mirror;
 mod python;
 
 use anyhow::Result;
+
+pub(crate) use cargo_deny::cargo_deny;
 
 use crate::run;
 
@@ -45,6 +48,7 @@ const TOOLS: &[Tool] = &[
     tool("busybox", "busybox-static"),
     tool("fio", "fio"),
     tool("nvme", "nvme-cli"),
+    tool("valgrind", "valgrind"),
     tool("mkfs.ext4", "e2fsprogs"),
     tool("depmod", "kmod"),
     tool("xz", "xz-utils"),

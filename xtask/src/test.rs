@@ -33,6 +33,8 @@ enum Stage {
     Fmt,
     /// `cargo clippy`, with warnings as errors.
     Clippy,
+    /// `cargo deny`: licences and origins of what we depend on.
+    Deny,
     /// Unit and property tests of every crate.
     Unit,
     /// The end-to-end tests: Linux guests against release builds of our programs.
@@ -75,6 +77,12 @@ impl Stage {
                 "-D",
                 "warnings",
             ])),
+            Self::Deny => {
+                let mut deny = Command::new(deps::cargo_deny()?);
+                // Advisories come from a repository that is not everywhere to be had; the rest needs nothing from outside.
+                deny.args(["check", "--hide-inclusion-graph", "licenses", "bans", "sources"]);
+                run::run(deny.current_dir(run::workspace()))
+            }
             Self::Unit => {
                 let mut test = run::cargo();
                 test.args(["test", "--workspace", "--exclude", E2E_PACKAGE, "--no-fail-fast"]);

@@ -14,9 +14,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::{fmt, io};
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::epoll;
 
 use crate::error::ReactorError;
+use crate::sys;
 use crate::sys::wake::{SleepSet, os};
 
 /// Sockets of one group at most; keys are below it.
@@ -282,9 +283,8 @@ impl SocketGroup {
     }
 
     fn ask_kernel(&mut self, ready: &mut Vec<Ready>) {
-        const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         // Interrupted: the next turn asks again.
-        let Ok(found) = epoll::wait(&self.epoll, &mut self.events[..], Some(&AT_ONCE)) else { return };
+        let Ok(found) = sys::epoll::look(&self.epoll, &mut self.events[..]) else { return };
         let polled = self.polls;
         for event in self.events.get(..found).unwrap_or_default() {
             let (flags, data) = (event.flags, event.data);

@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod cores;
+pub(crate) mod epoll;
 pub mod numa;
 pub(crate) mod sockopt;
 pub mod tsc;

@@ -4,10 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno;
 
 use crate::error::ReactorError;
+use crate::sys;
 
 /// Makes a reactor's blocking wait return. Shared by all who may wake it.
 #[derive(Debug)]
@@ -87,18 +88,13 @@ impl SleepSet {
 
     /// Blocks until a descriptor is readable, or `timeout_ns` has passed; `None` waits for ever.
     pub fn wait(&self, timeout_ns: Option<u64>) {
-        const NS_PER_S: u64 = 1_000_000_000;
-        let timeout = timeout_ns.map(|ns| Timespec {
-            tv_sec: i64::try_from(ns / NS_PER_S).unwrap_or(i64::MAX),
-            tv_nsec: i64::try_from(ns % NS_PER_S).unwrap_or(0),
-        });
         let mut events =
             [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 4];
         self.sleeps.set(self.sleeps.get() + 1);
         // What cannot be watched (no memory in the kernel) must not be slept over.
         if self.for_each_asleep(|fd| self.add(fd).is_ok()) {
             // Interrupted or not: the caller looks at everything again anyway.
-            epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()).ok();
+            sys::epoll::sleep(&self.epoll, &mut events, timeout_ns).ok();
         }
         self.for_each_asleep(|fd| {
             self.remove(fd);

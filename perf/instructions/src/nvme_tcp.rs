@@ -19,7 +19,6 @@ use penstock_reactor::Reactor;
 use penstock_reactor::clock::VirtualClock;
 use penstock_reactor::net::{SocketOptions, TcpSocket};
 use penstock_spec::nvmf::Nqn;
-use penstock_spec::nvmf::discovery::TrType;
 use uuid::Uuid;
 
 use crate::{BLOCK_BYTES, BLOCKS, Load, drive};
@@ -79,7 +78,7 @@ fn serve(reactor: &Reactor, bdev: Arc<dyn Bdev>) -> anyhow::Result<SocketAddr> {
     let peers = Peers::new(vec![reactor.cx().handle()]);
     let cell = GroupCell::start(reactor.cx(), &Arc::new(TransportOptions::default()), peers, 0)?;
     let bound = cell.listen(addr, 1)?;
-    config.listeners.push(ListenerConfig { portid: 1, trtype: TrType::TCP, addr: bound });
+    config.listeners.push(ListenerConfig::tcp(1, bound));
     cell.apply(reactor.cx(), &Arc::new(config));
     Ok(bound)
 }

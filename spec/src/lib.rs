@@ -9,6 +9,7 @@
 //! - [`nvme_tcp`]: NVMe/TCP Transport Specification 1.x: PDUs and their header checks.
 //! - [`iscsi`]: iSCSI (RFC 7143): headers of every PDU, text keys, names; big-endian.
 //! - [`scsi`]: SCSI (SAM-5, SPC-4/5, SBC-3/4): CDBs, sense data, pages, parameter lists; big-endian.
+//! - [`virtio`]: VIRTIO 1.3: the block device, the two layouts of queues.
 //!
 //! A raw structure says nothing about its values. What has rules of its own has a checked type beside
 //! it ([`nvme::sgl::Sgl`], [`nvmf::Nqn`], [`nvme_tcp::CheckedHdr`]), and only that goes further inward.
@@ -28,3 +29,4 @@ pub mod nvme;
 pub mod nvme_tcp;
 pub mod nvmf;
 pub mod scsi;
+pub mod virtio;

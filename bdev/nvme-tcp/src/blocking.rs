@@ -242,6 +242,15 @@ impl<B: Payload> BlockingQpair<B> {
         }
     }
 
+    /// Sends what is queued and reads once; completions that came are told by [`Self::wait`].
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn turn_once(&mut self) -> Result<(), BlockingError> {
+        let deadline = self.link.deadline();
+        self.link.turn(&mut self.qpair, deadline)
+    }
+
     /// Submits one command and waits for it; nothing else may be outstanding.
     ///
     /// # Errors

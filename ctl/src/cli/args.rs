@@ -33,6 +33,9 @@ pub(crate) enum Command {
     /// iSCSI targets and who is connected
     #[command(subcommand)]
     Iscsi(IscsiCommand),
+    /// Disks of virtual machines on this node, and who is connected
+    #[command(subcommand)]
+    Vhost(VhostCommand),
     /// The reactors
     #[command(subcommand)]
     Reactor(ReactorCommand),
@@ -158,6 +161,42 @@ pub(crate) enum CreateCommand {
         /// Bytes of a block: 512 or 4096
         #[arg(long, default_value_t = 512)]
         block_size: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VhostCommand {
+    /// All controllers
+    List,
+    /// Make a controller: a socket by which a virtual machine reaches a bdev
+    Create {
+        /// Its name, which is that of the socket too
+        ctrlr: String,
+        /// The bdev
+        bdev: String,
+        /// The cores that it may use, like 0x3 or [0,1] (default: all reactors')
+        #[arg(long)]
+        cpumask: Option<String>,
+        /// The guest cannot write
+        #[arg(long)]
+        readonly: bool,
+        /// Offer packed queues
+        #[arg(long)]
+        packed_ring: bool,
+    },
+    /// Delete a controller to which nobody is connected
+    Delete {
+        /// Its name
+        ctrlr: String,
+    },
+    /// Interrupt guests less often than every completion, above a rate
+    SetCoalescing {
+        /// The controller's name
+        ctrlr: String,
+        /// The base of the delay, in microseconds; 0: none
+        delay_base_us: u32,
+        /// Requests per second below which nothing is delayed
+        iops_threshold: u32,
     },
 }
 

@@ -8,6 +8,7 @@ pub mod node;
 pub mod nvmf;
 pub(crate) mod table;
 pub mod top;
+pub mod vhost;
 
 mod error;
 
@@ -90,6 +91,7 @@ pub fn run(args: Args, writer: &mut dyn Write) -> Result<(), CliError> {
         Command::Bdev(command) => bdev::run(&mut connect()?, &mut out, command),
         Command::Nvmf(command) => nvmf::run(&mut connect()?, &mut out, command),
         Command::Iscsi(command) => iscsi::run(&mut connect()?, &mut out, command),
+        Command::Vhost(command) => vhost::run(&mut connect()?, &mut out, command),
         Command::Top { interval, count } => top::run(&mut connect()?, out.writer, interval, count),
     }
 }

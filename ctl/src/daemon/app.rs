@@ -10,6 +10,7 @@ use penstock_iscsi::target::Target as IscsiTarget;
 use penstock_nvme::NvmeControllers;
 use penstock_nvmf::target::Target;
 use penstock_reactor::{Clock, PollMode, ReactorHandle};
+use penstock_vhost::Vhost;
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 
@@ -39,6 +40,8 @@ pub struct Parts {
     pub log: Log,
     /// Where the live configuration is kept.
     pub state: Option<PathBuf>,
+    /// Where the vhost-user sockets are.
+    pub vhost_dir: PathBuf,
 }
 
 /// The daemon, on its control thread.
@@ -62,6 +65,8 @@ pub struct App {
     pub iscsi: IscsiTarget,
     /// The reservations of all bdevs.
     pub reservations: ReservationBook,
+    /// The vhost-user target.
+    pub vhost: Vhost,
     /// The last notifications.
     pub notes: Rc<Notes>,
     /// Since when statistics count.
@@ -96,12 +101,14 @@ impl App {
         };
         let reservations = ReservationBook::new(store);
         let iscsi = IscsiTarget::new(parts.reactors.clone(), registry.clone(), reservations.clone());
+        let vhost = Vhost::new(parts.reactors.clone(), registry.clone(), parts.vhost_dir);
         let nvme = NvmeControllers::new(parts.reactors.clone(), parts.clock.clone(), registry.clone());
         Rc::new(Self {
             nvme,
             target,
             iscsi,
             reservations,
+            vhost,
             reactors: parts.reactors,
             clock: parts.clock,
             poll_mode: parts.poll_mode,

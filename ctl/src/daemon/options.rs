@@ -78,6 +78,9 @@ pub(crate) struct Settings {
     /// The control socket (default: /run/penstock.sock for root, else penstock.sock in $XDG_RUNTIME_DIR or /tmp)
     #[arg(long, short, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
+    /// The directory of the vhost-user sockets (default: where the control socket is)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) vhost_dir: Option<PathBuf>,
     /// Keep the live configuration in this file: restored at start, written after every change
     #[arg(long, value_name = "FILE")]
     pub(crate) state: Option<PathBuf>,
@@ -107,6 +110,7 @@ impl Settings {
             memory_max: self.memory_max.or(others.memory_max),
             hugepages: self.hugepages.or(others.hugepages),
             socket: self.socket.or(others.socket),
+            vhost_dir: self.vhost_dir.or(others.vhost_dir),
             state: self.state.or(others.state),
             metrics: self.metrics.or(others.metrics),
             print_level: self.print_level.or(others.print_level),
@@ -177,6 +181,12 @@ impl Settings {
     /// Where the control socket is.
     pub(crate) fn socket_path(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(default_socket)
+    }
+
+    /// Where the vhost-user sockets are.
+    pub(crate) fn vhost_dir(&self) -> PathBuf {
+        let beside = || self.socket_path().parent().map(PathBuf::from).unwrap_or_default();
+        self.vhost_dir.clone().unwrap_or_else(beside)
     }
 }
 

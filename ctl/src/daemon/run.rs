@@ -60,7 +60,8 @@ async fn live(args: Args) -> Result<(), DaemonError> {
     mem::init(mem_config)?;
     let clock = Clock::system();
     let reactors = Reactors::start(&cores, poll_mode, &clock)?;
-    let parts = Parts { reactors: reactors.handles(), clock, poll_mode, log, state: settings.state.clone() };
+    let (state, vhost_dir) = (settings.state.clone(), settings.vhost_dir());
+    let parts = Parts { reactors: reactors.handles(), clock, poll_mode, log, state, vhost_dir };
     let app = App::new(parts);
     tokio::task::spawn_local(app.registry.look_after_removals());
     tokio::task::spawn_local(app.iscsi.clone().serve_owners());
@@ -216,6 +217,7 @@ async fn drain(app: &Rc<App>) {
         let error = crate::rpc::error::chain(&error);
         tracing::warn!(error, "initiators were cut off");
     }
+    app.vhost.drain().await;
     let bdevs = app.registry.list();
     for bdev in bdevs.iter().rev() {
         let name = bdev.shared().name();

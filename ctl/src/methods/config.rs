@@ -15,8 +15,13 @@ use crate::rpc::param::Off;
 use crate::rpc::{Kind, RpcError, Table};
 
 /// The subsystems in order of initialisation, and what each stands on.
-pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 4] =
-    [("penstock", &[]), ("bdev", &["penstock"]), ("nvmf", &["bdev"]), ("iscsi", &["bdev"])];
+pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 5] = [
+    ("penstock", &[]),
+    ("bdev", &["penstock"]),
+    ("nvmf", &["bdev"]),
+    ("iscsi", &["bdev"]),
+    ("vhost_blk", &["bdev"]),
+];
 
 params! {
     /// Of `framework_get_config`.
@@ -121,6 +126,7 @@ pub(crate) fn live(app: &Rc<App>) -> Calls {
             "bdev" => bdevs(app),
             "nvmf" => nvmf(app),
             "iscsi" => iscsi(app),
+            "vhost_blk" => vhost(app),
             _ => reactors(app),
         };
         SubsystemCalls { subsystem: name.to_owned(), config: Some(calls) }
@@ -174,6 +180,11 @@ fn ceilings(app: &Rc<App>) -> Vec<Call> {
         Call { method: "bdev_set_qos_limit".to_owned(), params: Some(params) }
     };
     limited.map(call).collect()
+}
+
+fn vhost(app: &Rc<App>) -> Vec<Call> {
+    let calls = app.vhost.config_calls().into_iter();
+    calls.map(|(method, params)| Call { method: method.to_owned(), params: Some(params) }).collect()
 }
 
 fn nvmf(app: &Rc<App>) -> Vec<Call> {

@@ -14,6 +14,7 @@ pub mod nvmf;
 pub mod nvmf_path;
 pub mod reactor;
 pub mod trace;
+pub mod vhost;
 
 use std::rc::Rc;
 
@@ -38,6 +39,7 @@ pub fn table() -> Table<Rc<App>> {
     nvmf::add(&mut table);
     nvmf_path::add(&mut table);
     iscsi::add(&mut table);
+    vhost::add(&mut table);
     table
 }
 

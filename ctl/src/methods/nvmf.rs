@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use penstock_nvmf::config::DuplicateHost;
 use penstock_nvmf::target::{CreateSubsystem, ListenAddress, ListenOptions, Namespace, TargetError};
 use penstock_nvmf::transport_options::TransportOptions;
 use serde_json::{Value, json};
@@ -160,8 +161,14 @@ params! {
         wzsl: Option<u8>,
         /// No command is passed through to a device.
         passthrough: Option<Off>,
-        /// There is no NVM subsystem reset.
-        enable_nssr: Option<Off>,
+        /// Whether hosts may reset the whole subsystem (NSSR). Default: false.
+        enable_nssr: Option<bool>,
+        /// What happens when a host that has a controller connects another one at the same address: allow, reject (it is
+        /// asked to try again) or replace (the old one ends first). Default: allow.
+        duplicate_host: Option<DuplicateHost>,
+        /// Command Quiesce Time that hosts are told (CQT): how long commands may go on after a controller has lost its
+        /// host, in milliseconds. Default: 5000.
+        command_quiesce_ms: Option<u16>,
     }
 }
 
@@ -478,6 +485,9 @@ async fn create_subsystem(app: Rc<App>, params: NewSubsystem) -> Result<Value, R
     new.allow_any_host = params.allow_any_host.unwrap_or(new.allow_any_host);
     new.min_cntlid = params.min_cntlid.unwrap_or(new.min_cntlid);
     new.max_cntlid = params.max_cntlid.unwrap_or(new.max_cntlid);
+    new.enable_nssr = params.enable_nssr.unwrap_or(false);
+    new.duplicate_host = params.duplicate_host.unwrap_or_default();
+    new.command_quiesce_ms = params.command_quiesce_ms.unwrap_or(new.command_quiesce_ms);
     new.ana_reporting = params.ana_reporting.unwrap_or(false);
     new.max_ana_groups = params.max_ana_groups;
     new.dmrsl = params.dmrsl.unwrap_or(new.dmrsl);

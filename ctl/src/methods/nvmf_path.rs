@@ -2,12 +2,20 @@
 
 use std::rc::Rc;
 
+use penstock_nvmf::config::DuplicateHost;
 use serde_json::Value;
 
 use crate::daemon::App;
 use crate::methods::nvmf::{Address, check_target};
 use crate::params;
+use crate::rpc::param::ParamType;
 use crate::rpc::{Kind, RpcError, Table};
+
+impl ParamType for DuplicateHost {
+    fn kind() -> String {
+        "string".to_owned()
+    }
+}
 
 params! {
     /// Of `nvmf_subsystem_listener_set_ana_state`.

@@ -37,6 +37,8 @@ pub const PORTALS_MAX: usize = 256;
 pub const SERIAL_LEN_MAX: usize = 20;
 /// Model number, in bytes of printable ASCII.
 pub const MODEL_LEN_MAX: usize = 40;
+/// CQT unless configured, in milliseconds.
+pub const COMMAND_QUIESCE_MS: u16 = 5000;
 /// Data of one admin command at most, in bytes.
 pub const ADMIN_DATA_LEN_MAX: usize = 1 << 20;
 
@@ -143,6 +145,19 @@ impl ListenerConfig {
     }
 }
 
+/// What happens when a host that has a controller connects another one at the same port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DuplicateHost {
+    /// It has both.
+    #[default]
+    Allow,
+    /// It is asked to try again, as long as it has the old one.
+    Reject,
+    /// The old one ends first.
+    Replace,
+}
+
 /// A subsystem as of one generation.
 #[derive(Debug, Clone)]
 pub struct SubsystemConfig {
@@ -170,6 +185,12 @@ pub struct SubsystemConfig {
     pub wzsl: u8,
     /// DMRSL and DMSL: blocks that one Dataset Management command deallocates at most; 0: no limit.
     pub dmrsl: u32,
+    /// Whether hosts may reset the whole subsystem (NSSR).
+    pub enable_nssr: bool,
+    /// What happens to another controller of the same host at the same port.
+    pub duplicate_host: DuplicateHost,
+    /// CQT: how long commands may go on after the controller has lost its host, in milliseconds.
+    pub command_quiesce_ms: u16,
     /// Whether every host may connect.
     pub allow_any_host: bool,
     /// Hosts that may connect otherwise.
@@ -201,6 +222,9 @@ impl SubsystemConfig {
             max_ana_groups: ana::GROUPS_MAX,
             wzsl: WZSL_DEFAULT,
             dmrsl: DMRSL_DEFAULT,
+            enable_nssr: false,
+            duplicate_host: DuplicateHost::Allow,
+            command_quiesce_ms: COMMAND_QUIESCE_MS,
             allow_any_host: kind == SubsystemKind::Discovery,
             hosts: BTreeMap::new(),
             namespaces: BTreeMap::new(),

@@ -55,6 +55,9 @@ mod sense;
 mod status;
 mod task;
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+
 pub use command::reserve::iscsi_transport_id;
 pub use config::{Limits, LuConfig, LuId, PortGroup};
 pub use lu::{Audience, Control, Event, LuOwner, LuView, ModeValues, PrCommand, Reply, SharedReservations};

@@ -261,3 +261,29 @@ pub(crate) fn connection(bytes: &[u8]) {
     // What was in the send queue is held until it is sent or dropped with the connection.
     assert_eq!(conn.out(), 0);
 }
+
+/// The requests of one login: the machine must not panic, answer each or end, and never get into a session by refusal.
+pub(crate) fn login(bytes: &[u8]) {
+    let mut bench = Bench::new();
+    let mut conn = Conn::new(0, "127.0.0.1:1".parse().unwrap(), 1);
+    let mut rest = bytes;
+    while let Some(([flags, low, high], tail)) = rest.split_first_chunk::<3>() {
+        let len = usize::from(u16::from_le_bytes([*low, *high])).min(tail.len());
+        let (keys, tail) = tail.split_at(len);
+        rest = tail;
+        let login = Bhs {
+            opcode: Opcode::LOGIN_REQ.0 | IMMEDIATE,
+            flags: *flags,
+            data_len: DataLen::new(keys.len() as u32),
+            ..Bhs::default()
+        };
+        conn.receive(login.as_bytes(), &mut bench);
+        conn.receive(keys, &mut bench);
+        conn.receive(&[0; 3][..pad_len(keys.len() as u32) as usize], &mut bench);
+        assert_eq!(conn.state() == ConnState::Full, conn.session.is_some());
+        if conn.state() != ConnState::Login {
+            break;
+        }
+    }
+    conn.close(&mut bench);
+}

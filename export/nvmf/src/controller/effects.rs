@@ -19,6 +19,7 @@ const ADMIN: &[(AdminOpcode, bool)] = &[
     (AdminOpcode::GET_FEATURES, true),
     (AdminOpcode::ASYNC_EVENT_REQUEST, true),
     (AdminOpcode::KEEP_ALIVE, true),
+    (AdminOpcode::CROSS_CONTROLLER_RESET, false),
 ];
 
 /// What kind of controller it is, as far as its log pages go.
@@ -48,6 +49,7 @@ const LOGS: &[(Lid, On)] = &[
     (Lid::CHANGED_NS_LIST, On::Io),
     (Lid::COMMANDS_SUPPORTED, On::Io),
     (Lid::ANA, On::Ana),
+    (Lid::CROSS_CONTROLLER_RESET, On::Io),
     (Lid::FEATURES_SUPPORTED, On::All),
     (Lid::NVME_MI_COMMANDS_SUPPORTED, On::Io),
     (Lid::DISCOVERY, On::Discovery),

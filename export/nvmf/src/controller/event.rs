@@ -18,16 +18,19 @@ pub(super) enum Event {
     DiscoveryLog,
     /// The state of an ANA group changed, or the group of a namespace.
     AnaChange,
+    /// A Cross-Controller Reset that was begun is complete.
+    CrossReset,
 }
 
 impl Event {
-    const ALL: [Self; 3] = [Self::AnaChange, Self::NamespaceAttribute, Self::DiscoveryLog];
+    const ALL: [Self; 4] = [Self::CrossReset, Self::AnaChange, Self::NamespaceAttribute, Self::DiscoveryLog];
 
     const fn bit(self) -> u8 {
         match self {
             Self::NamespaceAttribute => 1,
             Self::DiscoveryLog => 2,
             Self::AnaChange => 4,
+            Self::CrossReset => 8,
         }
     }
 
@@ -37,6 +40,7 @@ impl Event {
             Self::NamespaceAttribute => (NoticeEvent::NS_ATTRIBUTE_CHANGED, Lid::CHANGED_NS_LIST),
             Self::DiscoveryLog => (NoticeEvent::DISCOVERY_LOG_CHANGE, Lid::DISCOVERY),
             Self::AnaChange => (NoticeEvent::ANA_CHANGE, Lid::ANA),
+            Self::CrossReset => (NoticeEvent::CROSS_CONTROLLER_RESET_COMPLETED, Lid::CROSS_CONTROLLER_RESET),
         };
         EventResult::new(EventType::NOTICE, info.0, lid)
     }
@@ -47,6 +51,7 @@ impl Event {
             Self::NamespaceAttribute => config.ns_attribute(),
             Self::DiscoveryLog => config.discovery_log(),
             Self::AnaChange => config.ana_change(),
+            Self::CrossReset => config.cross_reset(),
         }
     }
 }

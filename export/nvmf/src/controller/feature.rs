@@ -247,7 +247,10 @@ impl Controller {
         if self.is_discovery() {
             EventConfig(0).with_discovery_log(true)
         } else {
-            EventConfig(0).with_ns_attribute(true).with_ana_change(self.params.subsystem.ana_reporting)
+            EventConfig(0)
+                .with_ns_attribute(true)
+                .with_ana_change(self.params.subsystem.ana_reporting)
+                .with_cross_reset(true)
         }
     }
 

@@ -11,6 +11,9 @@ const ENABLE_TIMEOUT_NS: u64 = 120_000_000_000;
 /// A discovery controller without a keep-alive timer is given up after so long without a command (Base 3.1.3.3).
 const DISCOVERY_IDLE_NS: u64 = 120_000_000_000;
 
+/// How late the timer may be looked at, at least, before it counts as not looked at at all.
+const LEASE_GRACE_NS: u64 = 1_000_000_000;
+
 /// One controller's timer. It runs while the controller is enabled; else the time to its enabling is bounded.
 #[derive(Debug)]
 pub(super) struct KeepAlive {
@@ -64,11 +67,26 @@ impl KeepAlive {
         if now < self.deadline {
             return false;
         }
-        if self.running && traffic() {
-            self.restart(now);
-            return false;
+        if !self.running || !traffic() || now > self.lease() {
+            return true;
         }
-        true
+        // The next interval begins where this one ended, however late that is seen: a command came in it, and that is all
+        // that is known.
+        let ended = if self.deadline == Tick::NEVER { now } else { self.deadline };
+        self.restart(ended);
+        self.deadline = self.deadline.max(now);
+        false
+    }
+
+    /// Until when commands may be executed: the deadline, and a time in which this reactor has certainly looked at it. A
+    /// host that hears nothing takes the controller for dead after three times KATO and CQT (Base 3.9, 9.6).
+    pub(super) fn lease(&self) -> Tick {
+        match (self.running, self.kato_ms) {
+            (true, kato_ms @ 1..) => {
+                self.deadline.plus_ns(u64::from(kato_ms).saturating_mul(1_000_000).max(LEASE_GRACE_NS))
+            }
+            _ => Tick::NEVER,
+        }
     }
 }
 
@@ -103,6 +121,19 @@ mod tests {
         assert!(!timer.expired(|| false, at(1899)));
         assert!(!timer.expired(|| true, at(1900)));
         assert!(timer.expired(|| false, at(2900)));
+    }
+
+    /// A process that was stopped executed what had come meanwhile when it went on, though its host had failed over: the
+    /// traffic of before counted as of now.
+    #[test]
+    fn traffic_of_before_a_standstill_does_not_keep_a_controller_alive() {
+        let mut timer = KeepAlive::new(5000, false, at(0));
+        timer.set_running(true, at(0));
+        assert_eq!(timer.lease(), at(10_000));
+        assert!(!timer.expired(|| true, at(5200)));
+        assert_eq!((timer.deadline(), timer.lease()), (at(10_000), at(15_000)));
+        assert!(timer.expired(|| true, at(15_001)));
+        assert_eq!(KeepAlive::new(0, false, at(0)).lease(), Tick::NEVER);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use penstock_bdev::Op;
 use penstock_reactor::Tick;
+use penstock_spec::nvme::cross_reset::LSP_REMOVE_COMPLETED;
 use penstock_spec::nvme::log::ana::LSP_RETURN_GROUPS_ONLY;
 use penstock_spec::nvme::log::health::{FirmwareSlotLog, SmartLog};
 use penstock_spec::nvme::log::{GetLogPageCmd, Lid};
@@ -58,6 +59,7 @@ impl Controller {
             Lid::SMART_HEALTH => self.smart(now).as_bytes().to_vec(),
             Lid::FIRMWARE_SLOT => firmware_slots().as_bytes().to_vec(),
             Lid::CHANGED_NS_LIST => self.changed_namespaces(),
+            Lid::CROSS_CONTROLLER_RESET => self.cross_resets.page(),
             Lid::ANA => self.ana.page(cmd.lsp() & LSP_RETURN_GROUPS_ONLY != 0),
             Lid::COMMANDS_SUPPORTED => {
                 let csi = Csi(u8::try_from(cmd.cdw14.get() >> 24).unwrap_or(u8::MAX));
@@ -75,6 +77,9 @@ impl Controller {
 
     /// A page that was delivered without Retain Asynchronous Event settles its event.
     pub(super) fn log_was_read(&mut self, cmd: &GetLogPageCmd) {
+        if cmd.lid == Lid::CROSS_CONTROLLER_RESET && cmd.lsp() & LSP_REMOVE_COMPLETED != 0 {
+            self.cross_resets.remove_completed();
+        }
         if cmd.rae() {
             return;
         }
@@ -85,6 +90,7 @@ impl Controller {
             }
             Lid::DISCOVERY => self.events.was_read(Event::DiscoveryLog),
             Lid::ANA => self.events.was_read(Event::AnaChange),
+            Lid::CROSS_CONTROLLER_RESET => self.events.was_read(Event::CrossReset),
             _ => {}
         }
     }

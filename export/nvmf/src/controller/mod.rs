@@ -13,6 +13,7 @@
 //! [`take_io_teardown`](Controller::take_io_teardown) and [`poll_event`](Controller::poll_event); at
 //! [`deadline`](Controller::deadline) it calls [`tick`](Controller::tick).
 
+mod cross_reset;
 mod effects;
 mod error_log;
 mod event;
@@ -29,12 +30,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use penstock_reactor::Tick;
+use penstock_reactor::rng::Rng;
 use penstock_spec::nvme::feature::{Fid, GetFeaturesDw10};
 use penstock_spec::nvme::log::GetLogPageCmd;
 use penstock_spec::nvme::sgl::TcpSgl;
 use penstock_spec::nvme::{AdminOpcode, FabricsType, Fuse, Psdt, Sqe, Status};
 use penstock_spec::nvmf::Nqn;
 
+pub use cross_reset::{CROSS_RESETS_MAX, CrossReset, Instance};
 pub use error_log::CommandError;
 pub use event::AER_MAX;
 pub use shared::CtrlShared;
@@ -44,6 +47,7 @@ use crate::config::{ADMIN_DATA_LEN_MAX, DiscoveryConfig, Nsid, SubsystemConfig, 
 use crate::discovery;
 use crate::io_cmd::Transfer;
 use crate::transport_options::TransportOptions;
+use cross_reset::CrossResets;
 use error_log::ErrorLog;
 use event::{Event, Events};
 use feature::Features;
@@ -72,6 +76,8 @@ pub struct ControllerParams {
     pub kato_ms: u32,
     /// The port that it came by.
     pub portid: u16,
+    /// Where its random numbers come from.
+    pub seed: u64,
     /// This end of the admin connection: what stands for "any address" in the discovery log.
     pub local: SocketAddr,
 }
@@ -116,6 +122,9 @@ pub enum AdminOutcome {
         /// Its command identifier.
         cid: u16,
     },
+    /// A Cross-Controller Reset of that instance of another controller of the subsystem. The owner looks for it and calls
+    /// [`Controller::cross_reset_answer`].
+    CrossReset(Instance),
 }
 
 const INVALID_FIELD: Status = Status::INVALID_FIELD.with_dnr();
@@ -134,6 +143,12 @@ pub struct Controller {
     errors: ErrorLog,
     changed: BTreeSet<Nsid>,
     ana: AnaLog,
+    cross_resets: CrossResets,
+    ciu: u8,
+    cirn: u64,
+    random: Rng,
+    /// NSSR was written.
+    subsystem_reset: bool,
     /// Event requests that a reset or an Abort ended: command identifier and status.
     ended: Vec<(u16, Status)>,
     aborts: u8,
@@ -181,14 +196,19 @@ impl Controller {
     pub fn new(params: ControllerParams, now: Tick) -> Self {
         let discovery = params.subsystem.kind == SubsystemKind::Discovery;
         Self {
-            shared: Arc::new(CtrlShared::new(params.cntlid)),
-            properties: Properties::new(&params.options),
+            shared: Arc::new(CtrlShared::new(params.cntlid, params.hostnqn, params.hostid)),
+            properties: Properties::new(&params.options, params.subsystem.enable_nssr),
             features: Features::new(&params.options),
             events: Events::default(),
             keep_alive: KeepAlive::new(params.kato_ms, discovery, now),
             errors: ErrorLog::default(),
             changed: BTreeSet::new(),
             ana: AnaLog::new(&params.subsystem, params.portid),
+            cross_resets: CrossResets::default(),
+            ciu: 0,
+            cirn: 0,
+            random: Rng::seeded(params.seed),
+            subsystem_reset: false,
             ended: Vec::new(),
             aborts: 0,
             io_teardown: false,
@@ -207,6 +227,7 @@ impl Controller {
             Ok(outcome) => outcome,
             Err(status) => AdminOutcome::Done(status.into()),
         };
+        self.shared.set_lease(self.keep_alive.lease());
         if let AdminOutcome::Done(Completion { status, .. }) = outcome
             && !status.is_success()
         {
@@ -265,6 +286,7 @@ impl Controller {
                 }
                 return Ok(AdminOutcome::Held);
             }
+            AdminOpcode::CROSS_CONTROLLER_RESET => return self.cross_reset(sqe),
             _ => return self.abort(sqe),
         };
         Ok(AdminOutcome::Done(completion))
@@ -335,6 +357,11 @@ impl Controller {
         self.properties.io_queues_gone();
     }
 
+    /// Whether the host asked for a reset of the whole subsystem; once per occasion.
+    pub fn take_subsystem_reset(&mut self) -> bool {
+        std::mem::take(&mut self.subsystem_reset)
+    }
+
     /// When [`Self::tick`] is to be called.
     #[must_use]
     pub const fn deadline(&self) -> Tick {
@@ -346,6 +373,7 @@ impl Controller {
     pub fn tick(&mut self, now: Tick) -> bool {
         let shared = &self.shared;
         if !self.keep_alive.expired(|| shared.take_traffic(), now) {
+            self.shared.set_lease(self.keep_alive.lease());
             return false;
         }
         self.properties.fail();

@@ -4,9 +4,10 @@ use penstock_spec::nvme::Status;
 use penstock_spec::nvme::identify::controller::MultipathCapabilities;
 use penstock_spec::nvme::identify::{IdentifyController, IdentifyNamespace, IdentifyNamespaceIndependent};
 use penstock_spec::nvme::log::ana::AnaState;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::{U16, U32, U64};
 
 use super::Controller;
+use super::cross_reset::CROSS_RESETS_MAX;
 use super::effects::Kind;
 use crate::ana;
 use crate::config::NamespaceConfig;
@@ -25,9 +26,13 @@ impl Controller {
         self.params.subsystem.path_open(self.params.portid, nsid)
     }
 
-    /// CMIC, ANATT, ANACAP, ANAGRPMAX and NANAGRPID.
+    /// CQT, CCRL, CIU and CIRN; with ANA also CMIC, ANATT, ANACAP, ANAGRPMAX and NANAGRPID.
     pub(super) fn tell_paths(&self, data: &mut IdentifyController) {
         let subsystem = &self.params.subsystem;
+        data.cqt_ms = U16::new(subsystem.command_quiesce_ms);
+        data.ccrl = CROSS_RESETS_MAX;
+        data.ciu = self.ciu;
+        data.cirn = U64::new(self.cirn);
         if !subsystem.ana_reporting {
             return;
         }

@@ -3,8 +3,8 @@
 use penstock_reactor::Tick;
 use penstock_spec::nvme::{Sqe, Status};
 use penstock_spec::nvmf::property::{
-    Cap, Cc, Crto, Csts, PropertyGetCmd, PropertySetCmd, PropertySize, ShutdownNotification, ShutdownStatus,
-    Vs, offset,
+    Cap, Cc, Crto, Csts, NSSR_RESET, PropertyGetCmd, PropertySetCmd, PropertySize, ShutdownNotification,
+    ShutdownStatus, Vs, offset,
 };
 
 use super::{Completion, Controller, INVALID_FIELD};
@@ -43,18 +43,21 @@ pub(super) struct Properties {
     cap: Cap,
     cc: Cc,
     csts: Csts,
+    /// CSTS.NSSRO, until the host clears it.
+    nssro: bool,
 }
 
 impl Properties {
-    pub(super) fn new(options: &TransportOptions) -> Self {
+    pub(super) fn new(options: &TransportOptions, nssr: bool) -> Self {
         let cap = Cap(0)
             .with_mqes0(options.max_queue_depth.saturating_sub(1))
             .with_cqr(true)
             .with_to(READY_TIMEOUT_500MS)
+            .with_nssrs(nssr)
             .with_css_nvm(true)
             .with_css_iocs(true)
             .with_crms(1);
-        Self { cap, cc: Cc(0), csts: Csts(0) }
+        Self { cap, cc: Cc(0), csts: Csts(0), nssro: false }
     }
 
     /// Enabled, ready, not shut down and not failed.
@@ -90,12 +93,34 @@ impl Properties {
             (offset::CAP, PropertySize::Eight) => Ok(self.cap.0),
             (offset::VS, PropertySize::Four) => Ok(u64::from(version().0)),
             (offset::CC, PropertySize::Four) => Ok(u64::from(self.cc.0)),
-            (offset::CSTS, PropertySize::Four) => Ok(u64::from(self.csts.0)),
+            (offset::CSTS, PropertySize::Four) => Ok(u64::from(self.csts.with_nssro(self.nssro).0)),
             (offset::CRTO, PropertySize::Four) => Ok(u64::from(crto.0)),
-            // NVM subsystem reset is not offered: the property reads as zero.
+            // It reads as zero, whether it is offered or not.
             (offset::NSSR, PropertySize::Four) => Ok(0),
             _ => Err(INVALID_FIELD),
         }
+    }
+
+    /// Writes NSSR; whether the subsystem is to be reset.
+    fn write_nssr(&self, value: u32) -> Result<bool, Status> {
+        if self.cap.nssrs() { Ok(value == NSSR_RESET) } else { Err(INVALID_FIELD) }
+    }
+
+    /// Writes CSTS: only NSSRO can be written, and only be cleared (by 1).
+    fn write_csts(&mut self, csts: Csts) -> Result<(), Status> {
+        if !self.cap.nssrs() {
+            return Err(INVALID_FIELD);
+        }
+        self.nssro &= !csts.nssro();
+        Ok(())
+    }
+
+    /// NVM Subsystem Reset: as if the host had cleared CC.EN, and it is told. Whether there is something to reset.
+    fn subsystem_reset(&mut self) -> bool {
+        self.nssro = true;
+        let was_enabled = self.cc.en();
+        self.cc = Cc(0);
+        was_enabled
     }
 
     fn write_cc(&mut self, cc: Cc) -> Result<Change, Status> {
@@ -160,25 +185,47 @@ impl Controller {
     pub(super) fn property_set(&mut self, sqe: &Sqe, now: Tick) -> Result<Completion, Status> {
         let cmd = PropertySetCmd::from_sqe(sqe);
         let size = PropertySize::from_attrib(cmd.attrib).ok_or(INVALID_FIELD)?;
-        // CC is the only one that can be written: neither NSSR nor NSSD is offered by CAP.
-        if (cmd.ofst.get(), size) != (offset::CC, PropertySize::Four) {
-            return Err(INVALID_FIELD);
-        }
         let value = u32::try_from(cmd.value.get() & u64::from(u32::MAX)).map_err(|_| INVALID_FIELD)?;
+        match (cmd.ofst.get(), size) {
+            (offset::CC, PropertySize::Four) => {}
+            (offset::NSSR, PropertySize::Four) => {
+                self.subsystem_reset |= self.properties.write_nssr(value)?;
+                return Ok(Completion::ok(0));
+            }
+            (offset::CSTS, PropertySize::Four) => {
+                self.properties.write_csts(Csts(value))?;
+                return Ok(Completion::ok(0));
+            }
+            _ => return Err(INVALID_FIELD),
+        }
         match self.properties.write_cc(Cc(value))? {
             Change::None => {}
-            Change::Enabled => self.keep_alive.set_running(true, now),
+            Change::Enabled => {
+                self.begin_instance();
+                self.keep_alive.set_running(true, now);
+            }
             Change::Reset => {
                 self.reset(now);
                 self.tear_down_io();
             }
             Change::Shutdown => {
+                if self.ciu == 0 {
+                    self.begin_instance();
+                }
                 self.keep_alive.set_running(false, now);
                 self.tear_down_io();
             }
         }
         self.shared.set_ready(self.properties.is_ready());
         Ok(Completion::ok(0))
+    }
+
+    /// NVM Subsystem Reset (Base 3.7.1): the controller is reset, and says so in CSTS.
+    pub fn subsystem_reset(&mut self, now: Tick) {
+        if self.properties.subsystem_reset() {
+            self.reset(now);
+            self.tear_down_io();
+        }
     }
 
     /// A controller level reset (Base 3.7.2): everything but the association and its error log is as after Connect.

@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use penstock_reactor::Tick;
+use penstock_spec::nvmf::Nqn;
+
 use crate::transport_options::IO_QPAIRS_MAX;
 
 /// Bits for queue identifiers 1..=[`IO_QPAIRS_MAX`]; bit 0 stands for the admin queue and is never set.
@@ -11,6 +14,10 @@ const WORDS: usize = IO_QPAIRS_MAX as usize / 64 + 1;
 #[derive(Debug)]
 pub struct CtrlShared {
     cntlid: u16,
+    hostnqn: Nqn,
+    hostid: [u8; 16],
+    /// Commands are not executed from then on, in nanoseconds of the reactors' clock.
+    lease_ns: AtomicU64,
     alive: AtomicBool,
     ready: AtomicBool,
     traffic: AtomicBool,
@@ -18,11 +25,14 @@ pub struct CtrlShared {
 }
 
 impl CtrlShared {
-    /// A controller that lives and is not enabled.
+    /// A host's controller that lives and is not enabled.
     #[must_use]
-    pub fn new(cntlid: u16) -> Self {
+    pub fn new(cntlid: u16, hostnqn: Nqn, hostid: [u8; 16]) -> Self {
         Self {
             cntlid,
+            hostnqn,
+            hostid,
+            lease_ns: AtomicU64::new(u64::MAX),
             alive: AtomicBool::new(true),
             ready: AtomicBool::new(false),
             traffic: AtomicBool::new(false),
@@ -34,6 +44,30 @@ impl CtrlShared {
     #[must_use]
     pub fn cntlid(&self) -> u16 {
         self.cntlid
+    }
+
+    /// Whether it is that host's.
+    #[must_use]
+    pub fn is_host(&self, hostnqn: &Nqn, hostid: [u8; 16]) -> bool {
+        self.hostid == hostid && self.hostnqn == *hostnqn
+    }
+
+    /// Whether both are the same host's.
+    #[must_use]
+    pub fn has_host_of(&self, other: &Self) -> bool {
+        self.is_host(&other.hostnqn, other.hostid)
+    }
+
+    /// Whether its host may have taken it for dead, so that nothing of it may be executed any more. The keep-alive timer
+    /// tells the controller's own reactor a little later, or much later where that reactor stood still.
+    #[inline]
+    #[must_use]
+    pub fn is_forsaken(&self, now: Tick) -> bool {
+        now.as_ns() > self.lease_ns.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_lease(&self, until: Tick) {
+        self.lease_ns.store(until.as_ns(), Ordering::Relaxed);
     }
 
     /// Whether the association exists; once false, for ever, and every connection of it is to be closed.
@@ -115,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_queue_identifier_is_taken_once() {
-        let shared = CtrlShared::new(1);
+        let shared = CtrlShared::new(1, Nqn::discovery(), [1; 16]);
         for qid in 1..=IO_QPAIRS_MAX {
             assert!(shared.claim_queue(qid));
             assert!(!shared.claim_queue(qid));

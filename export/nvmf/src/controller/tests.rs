@@ -67,6 +67,7 @@ fn controller(kind: SubsystemKind, kato_ms: u32) -> Controller {
         hostid: [7; 16],
         kato_ms,
         portid: 1,
+        seed: 1,
         local: "127.0.0.1:4420".parse().unwrap(),
     };
     Controller::new(params, Tick::ZERO)
@@ -199,7 +200,7 @@ fn identify_controller_tells_what_is_there_and_nothing_else() {
     );
     assert_eq!((id.oacs.get(), id.oncs.get(), id.fuses.get(), id.vwc), (0, 0b1_1001_1101, 1, 7));
     assert_eq!((id.acl0, id.aerl0, id.elpe0, id.lpa, id.anacap), (3, 3, 63, 0b10_0110, 0));
-    assert_eq!((id.sgls.get(), id.ctratt.get(), id.oaes.get()), (0x30_0001, 0x41, 0x100));
+    assert_eq!((id.sgls.get(), id.ctratt.get(), id.oaes.get()), (0x30_0001, 0x41, 0x10_0100));
     assert_eq!(id.subnqn, nqn("disk").to_field());
     let data = identify(&mut io(), Cns::CSI_CONTROLLER, 0).unwrap();
     let limits = IdentifyControllerNvm::ref_from_bytes(&data).unwrap();
@@ -411,6 +412,9 @@ proptest! {
                 AdminOutcome::Done(end) => prop_assert!(end.status.name().is_some() && out.is_empty()),
                 AdminOutcome::Held => prop_assert_eq!(sqe.opc, AdminOpcode::ASYNC_EVENT_REQUEST.0),
                 AdminOutcome::Abort { .. } => c.abort_done(),
+                AdminOutcome::CrossReset(impacted) => {
+                    c.cross_reset_answer(impacted, CrossReset::Gone);
+                }
             }
         }
     }

@@ -143,6 +143,8 @@ impl Group {
         entry.wire.close(&mut self.sockets);
         entry.conn.close(&mut self.core);
         self.core.forget_conn(index);
+        // The sooner they end, the sooner the host may have another controller.
+        self.core.abort_all(index, &entry.conn);
         self.peers.add_load(self.index, false);
         if entry.conn.error().is_some() {
             self.core.stats.terminated += 1;
@@ -173,7 +175,7 @@ impl Group {
         let starved = !self.core.starved.is_empty();
         for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
             let Some(entry) = self.entry_mut(index) else { continue };
-            let dead = matches!(&entry.conn.link, Link::Io(queue) if !queue.shared.is_alive());
+            let dead = matches!(&entry.conn.link, Link::Io(queue) if !queue.shared.is_alive() || queue.shared.is_forsaken(now));
             let stuck = starved && entry.conn.owed_by_peer() && now.ns_since(entry.moved) > STUCK_NS;
             if stuck {
                 tracing::warn!(peer = ?entry.wire.sock().peer_addr(), "a host keeps buffers and does not go on: closed");
@@ -183,5 +185,8 @@ impl Group {
             }
         }
         self.tick_associations(now);
+        if self.has_fences() {
+            self.look_at_fences();
+        }
     }
 }

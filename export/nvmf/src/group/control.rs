@@ -5,15 +5,16 @@ use std::sync::Arc;
 use penstock_reactor::{Cx, Tick};
 use penstock_spec::nvme::{FabricsType, NvmOpcode, Sqe, Status};
 use penstock_spec::nvme_tcp::ADMIN_IN_CAPSULE_LEN;
-use penstock_spec::nvmf::connect::{self, ConnectResult};
+use penstock_spec::nvmf::connect::ConnectResult;
 use penstock_spec::nvmf::{ConnectCmd, ConnectData, Nqn};
 use zerocopy::FromBytes;
 
 use super::abort::AbortMsg;
-use super::core::is_everywhere;
+use super::fence::ResetMsg;
 use super::join::{Join, Msg};
 use super::{Entry, Group};
-use crate::controller::{AdminOutcome, Completion, Controller, ControllerParams};
+use crate::config::SubsystemKind;
+use crate::controller::{AdminOutcome, Completion, Controller, ControllerParams, Instance};
 use crate::qpair::{Connect, Link, Refusal};
 use crate::tcp::req::{ReqId, ReqKind, ReqState};
 
@@ -107,21 +108,13 @@ impl Group {
             .and_then(|req| ConnectData::read_from_bytes(req.data(0, req.len)?).ok());
         let data = data.ok_or(Status::DATA_SGL_LENGTH_INVALID.with_dnr())?;
         let wanted = Connect::parse(ConnectCmd::from_sqe(sqe), &data, &self.core.params)?;
-        let place = self.core.find(|config| config.nqn == wanted.subnqn);
-        let subsystem = place.and_then(|place| self.core.subsystem(place));
-        let config = subsystem.map(|subsystem| Arc::clone(&subsystem.config));
-        let config = config.ok_or(Refusal::data(connect::SUBNQN_OFF))?;
-        if !is_everywhere(&config) && !config.listens_on(portid) {
-            return Err(Refusal::data(connect::SUBNQN_OFF));
-        }
-        if !config.allows(&wanted.hostnqn) {
-            return Err(Status::CONNECT_INVALID_HOST.with_dnr().into());
-        }
-        if self.draining {
-            return Err(Status::CONNECT_CONTROLLER_BUSY.into());
+        let config = self.reachable(&wanted, portid)?;
+        if wanted.qid == 0 && config.kind == SubsystemKind::Discovery {
+            return self.connect_admin(id, &wanted, config, now);
         }
         if wanted.qid == 0 {
-            return self.connect_admin(id, &wanted, config, now);
+            self.ask_admission(id, wanted, &config);
+            return Ok(());
         }
         let Some(entry) = self.entry_mut(id.conn) else { return Ok(()) };
         entry.conn.link = Link::Joining;
@@ -138,7 +131,7 @@ impl Group {
         Ok(())
     }
 
-    fn connect_admin(
+    pub(super) fn connect_admin(
         &mut self,
         id: ReqId,
         wanted: &Connect,
@@ -164,6 +157,7 @@ impl Group {
             hostid: wanted.hostid,
             kato_ms: wanted.kato_ms,
             portid: entry.portid,
+            seed: self.rng.next_u64(),
             local,
         };
         let controller = Controller::new(params, now);
@@ -195,8 +189,17 @@ impl Group {
                 }
             }
             AdminOutcome::Abort { sqid, cid } => self.abort(at, id, sqid, cid),
+            AdminOutcome::CrossReset(impacted) => self.begin_cross_reset(at, id, impacted),
         }
         self.admin_out = out;
+        if let Some(association) = self.associations.get_mut(at).and_then(Option::as_mut)
+            && association.controller.take_subsystem_reset()
+        {
+            let nqn = association.controller.params().subsystem.nqn;
+            for peer in 0..self.peers.len() {
+                self.post(peer, Msg::ResetSubsystem(nqn));
+            }
+        }
         self.tear_down(at);
         self.events_of(at);
     }
@@ -233,6 +236,23 @@ impl Group {
             association.controller.abort_done();
             self.answer(id, Status::SUCCESS, 1);
         }
+    }
+
+    /// Begins the search for the controller that is to be ended.
+    fn begin_cross_reset(&mut self, at: usize, by: ReqId, impacted: Instance) {
+        let by_serial = self.entry_mut(by.conn).map_or(0, |entry| entry.serial);
+        let Some(association) = self.associations.get_mut(at).and_then(Option::as_mut) else { return };
+        let reset = ResetMsg {
+            subnqn: association.controller.params().subsystem.nqn,
+            impacted,
+            from: self.index,
+            controller: u32::try_from(at).unwrap_or(u32::MAX),
+            shared: Arc::clone(association.controller.shared()),
+            by,
+            by_serial,
+            hops: 0,
+        };
+        self.post(self.index, Msg::Reset(Box::new(reset)));
     }
 
     /// An Abort was tried on another queue.
@@ -342,6 +362,8 @@ impl Group {
         let Some(association) = self.associations.get_mut(at).and_then(Option::take) else { return };
         association.controller.shared().kill();
         let params = association.controller.params();
+        let (nqn, instance) = (params.subsystem.nqn, association.controller.instance());
+        self.remember_dying(nqn, instance, association.controller.shared());
         params.subsystem.controller_ids.release(params.cntlid);
         for member in &association.members {
             self.post(member.peer, Msg::Terminate { conn: member.conn, serial: member.serial });

@@ -15,7 +15,7 @@ use crate::config::{NamespaceConfig, Nsid, SubsystemConfig, SubsystemKind};
 use crate::io_cmd::{self, IoLimits, IoPlan, NsGeometry, Transfer};
 use crate::qpair::{Link, control_transfer};
 use crate::tcp::TcpParams;
-use crate::tcp::conn::{Exec, Sink};
+use crate::tcp::conn::{Conn, Exec, Sink};
 use crate::tcp::req::{Req, ReqId, ReqKind};
 
 /// I/Os kept for another use at most.
@@ -277,6 +277,15 @@ impl Core {
     /// Asks a bdev to end an I/O early; whether it will try.
     pub(crate) fn abort(&mut self, chan: u32, id: ReqId) -> bool {
         self.chan_mut(chan).is_some_and(|chan| chan.channel.abort(id.tag()))
+    }
+
+    /// Asks the bdevs to end what they have of a connection that is closed.
+    pub(super) fn abort_all(&mut self, conn: u32, machine: &Conn<Link>) {
+        for slot in machine.slab().slots_used() {
+            if let Some(chan) = machine.slab().get(slot).and_then(|req| req.kind.chan()) {
+                self.abort(chan, ReqId { conn, slot });
+            }
+        }
     }
 
     /// Whether a channel of a removed namespace still has I/O under way.

@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use penstock_spec::nvme::Status;
-use penstock_spec::nvmf::connect;
+use penstock_spec::nvmf::{Nqn, connect};
 
 use super::abort::AbortMsg;
 use super::control::Member;
+use super::fence::{FenceMsg, ResetMsg};
 use super::{Group, GroupCell};
-use crate::controller::{CommandError, CtrlShared};
+use crate::controller::{CommandError, CrossReset, CtrlShared};
 use crate::qpair::{Connect, IoQueue, Link, Refusal};
 use crate::tcp::req::ReqId;
 
@@ -56,6 +57,16 @@ pub(super) enum Msg {
     Abort(AbortMsg),
     /// A command of an I/O queue has failed.
     Failed { controller: u32, shared: Arc<CtrlShared>, error: CommandError },
+    /// Fencing, and the admission of hosts.
+    Fence(FenceMsg),
+    /// End that controller.
+    Reset(Box<ResetMsg>),
+    /// The answer.
+    ResetFound(Box<ResetMsg>, CrossReset),
+    /// Nothing of the controller is under way any more.
+    ResetDone(Box<ResetMsg>),
+    /// Every controller of the subsystem is to be reset.
+    ResetSubsystem(Nqn),
     /// The answer.
     Aborted { by: ReqId, by_serial: u64, aborted: bool },
 }
@@ -103,6 +114,11 @@ impl Group {
             }
             Msg::Abort(abort) => self.begin_abort(&abort),
             Msg::Failed { controller, shared, error } => self.failed(controller, &shared, &error),
+            Msg::Fence(msg) => self.fence(msg),
+            Msg::Reset(reset) => self.cross_reset(reset),
+            Msg::ResetFound(reset, found) => self.cross_reset_found(&reset, found),
+            Msg::ResetDone(reset) => self.cross_reset_done(&reset),
+            Msg::ResetSubsystem(nqn) => self.reset_subsystem(&nqn),
             Msg::Aborted { by, by_serial, aborted } => self.aborted(by, by_serial, aborted),
         }
     }
@@ -205,7 +221,7 @@ impl Group {
     }
 
     /// Refuses a Connect; the host may try another on the same connection.
-    fn refuse(&mut self, id: ReqId, refusal: Refusal) {
+    pub(super) fn refuse(&mut self, id: ReqId, refusal: Refusal) {
         if let Some(entry) = self.entry_mut(id.conn) {
             entry.conn.link = Link::New;
         }
@@ -220,6 +236,9 @@ impl Group {
     }
 
     fn member_left(&mut self, controller: u32, shared: &Arc<CtrlShared>, qid: u16) {
+        if self.has_fences() {
+            self.look_at_fences();
+        }
         let at = controller as usize;
         let Some(association) = self.associations.get_mut(at).and_then(Option::as_mut) else { return };
         if !Arc::ptr_eq(association.controller.shared(), shared) {

@@ -14,6 +14,7 @@ mod admit;
 mod control;
 mod core;
 mod failure;
+mod fence;
 mod job;
 mod join;
 mod path;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use penstock_bdev::Io;
 pub use penstock_reactor::net::Peers;
 use penstock_reactor::net::{Link as Wire, Listeners, Ready, SocketGroup};
+use penstock_reactor::rng::Rng;
 use penstock_reactor::{Cx, Poller, ReactorError, Rest, Tick};
 use penstock_spec::nvmf::Nqn;
 
@@ -40,6 +42,7 @@ pub use stats::GroupStats;
 use self::abort::Aborting;
 use self::control::Association;
 use self::core::Core;
+use self::fence::Fences;
 use self::join::Msg;
 use crate::config::{DiscoveryConfig, Nsid, SubsystemConfig};
 use crate::qpair::Link;
@@ -115,6 +118,8 @@ struct Group {
     outbox: VecDeque<(usize, Msg)>,
     /// Commands that were asked to end early, and who waits for it.
     aborting: Vec<Aborting>,
+    fences: Fences,
+    rng: Rng,
     admin_out: Vec<u8>,
     next_scan: Tick,
     draining: bool,
@@ -189,6 +194,8 @@ impl GroupCell {
             local: VecDeque::new(),
             outbox: VecDeque::new(),
             aborting: Vec::new(),
+            fences: Fences::default(),
+            rng: Rng::seeded(cx.with_rng(Rng::next_u64) ^ u64::try_from(index).unwrap_or(0)),
             admin_out: Vec::new(),
             next_scan: Tick::ZERO,
             draining: false,
@@ -296,6 +303,11 @@ impl GroupCell {
 impl Group {
     fn poll(&mut self, cx: &Cx, now: Tick) -> usize {
         self.core.now = now;
+        // First of all: after a standstill, what came meanwhile from hosts that have given up must not be executed.
+        if now >= self.next_scan {
+            self.next_scan = now.plus_ns(SCAN_NS);
+            self.scan(now);
+        }
         let mut work = self.read_sockets(now);
         if !self.core.starved.is_empty() {
             work += self.retry_starved();
@@ -312,10 +324,6 @@ impl Group {
         if !(self.core.control.is_empty() && self.local.is_empty() && self.outbox.is_empty()) {
             work += self.run_control(cx, now);
             // What a command did to the bdevs or to other queues is seen in the next turn.
-        }
-        if now >= self.next_scan {
-            self.next_scan = now.plus_ns(SCAN_NS);
-            self.scan(now);
         }
         self.flush();
         work

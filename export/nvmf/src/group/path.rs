@@ -6,7 +6,7 @@ use penstock_spec::nvmf::Nqn;
 use super::core::Core;
 use super::{Group, GroupCell};
 use crate::qpair::{IoQueue, Link};
-use crate::tcp::req::{Req, ReqKind};
+use crate::tcp::req::Req;
 
 impl Core {
     /// Looks whether any path is closed, after a change.
@@ -34,11 +34,7 @@ impl Core {
 
     /// The namespace of a command that goes to a bdev.
     fn nsid_of(&self, queue: &IoQueue, req: &Req) -> Option<u32> {
-        let chan = match req.kind {
-            ReqKind::Io { chan } | ReqKind::Ranges { chan, .. } | ReqKind::Copy { chan, .. } => chan,
-            _ => return None,
-        };
-        self.subsystem(queue.subsystem)?.nsid_of(chan)
+        self.subsystem(queue.subsystem)?.nsid_of(req.kind.chan()?)
     }
 }
 

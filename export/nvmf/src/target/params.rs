@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use super::error::TargetError;
 use crate::ana;
-use crate::config::{MODEL_LEN_MAX, NAMESPACES_DEFAULT, NAMESPACES_MAX, SERIAL_LEN_MAX};
+use crate::config::{
+    COMMAND_QUIESCE_MS, DuplicateHost, MODEL_LEN_MAX, NAMESPACES_DEFAULT, NAMESPACES_MAX, SERIAL_LEN_MAX,
+};
 use crate::io_cmd::{DMRSL_DEFAULT, WZSL_DEFAULT, WZSL_MAX};
 
 /// `nvmf_create_subsystem`.
@@ -51,9 +53,15 @@ pub struct CreateSubsystem {
     /// Passthrough of NVMe commands: only `false` is taken.
     #[serde(default, skip_serializing)]
     pub passthrough: bool,
-    /// NVM subsystem reset: only `false` is taken.
-    #[serde(default, skip_serializing)]
+    /// Whether hosts may reset the whole subsystem.
+    #[serde(default)]
     pub enable_nssr: bool,
+    /// What happens when a host connects another controller at the same port: "allow", "reject" or "replace".
+    #[serde(default)]
+    pub duplicate_host: DuplicateHost,
+    /// CQT, in milliseconds.
+    #[serde(default = "default_quiesce")]
+    pub command_quiesce_ms: u16,
 }
 
 fn default_serial() -> String {
@@ -66,6 +74,10 @@ fn default_model() -> String {
 
 const fn default_min_cntlid() -> u16 {
     1
+}
+
+const fn default_quiesce() -> u16 {
+    COMMAND_QUIESCE_MS
 }
 
 const fn default_max_cntlid() -> u16 {
@@ -98,6 +110,8 @@ impl CreateSubsystem {
             max_ana_groups: None,
             passthrough: false,
             enable_nssr: false,
+            duplicate_host: DuplicateHost::Allow,
+            command_quiesce_ms: COMMAND_QUIESCE_MS,
         }
     }
 
@@ -129,8 +143,7 @@ impl CreateSubsystem {
             let allowed = format!("1 to {WZSL_MAX}, or 0 for no limit");
             return Err(TargetError::Invalid { parameter: "wzsl", value: self.wzsl.to_string(), allowed });
         }
-        refuse("passthrough", self.passthrough)?;
-        refuse("enable_nssr", self.enable_nssr)
+        refuse("passthrough", self.passthrough)
     }
 }
 

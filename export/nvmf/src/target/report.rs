@@ -195,6 +195,9 @@ fn created(config: &SubsystemConfig) -> Value {
         "ana_reporting": config.ana_reporting,
         "dmrsl": config.dmrsl,
         "wzsl": config.wzsl,
+        "enable_nssr": config.enable_nssr,
+        "duplicate_host": config.duplicate_host,
+        "command_quiesce_ms": config.command_quiesce_ms,
     });
     if let (true, Some(object)) = (config.ana_reporting, value.as_object_mut()) {
         object.insert("max_ana_groups".to_owned(), json!(config.max_ana_groups));

@@ -30,6 +30,9 @@ impl Target {
         (config.min_cntlid, config.max_cntlid) = (params.min_cntlid, params.max_cntlid);
         config.max_namespaces =
             if params.max_namespaces == 0 { NAMESPACES_DEFAULT } else { params.max_namespaces };
+        config.enable_nssr = params.enable_nssr;
+        config.duplicate_host = params.duplicate_host;
+        config.command_quiesce_ms = params.command_quiesce_ms;
         config.ana_reporting = params.ana_reporting;
         config.max_ana_groups = params.max_ana_groups.unwrap_or(config.max_namespaces);
         let config = Arc::new(config);

@@ -112,6 +112,14 @@ pub(crate) enum ReqKind {
 }
 
 impl ReqKind {
+    /// The channel of a command that is for one namespace.
+    pub(crate) const fn chan(self) -> Option<u32> {
+        match self {
+            Self::Io { chan } | Self::Ranges { chan, .. } | Self::Copy { chan, .. } => Some(chan),
+            Self::Control | Self::FlushAll { .. } | Self::Nothing => None,
+        }
+    }
+
     /// Whether the end of one I/O may be the beginning of the next.
     #[inline]
     pub(crate) const fn has_more(self) -> bool {

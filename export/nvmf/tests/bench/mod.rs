@@ -1,6 +1,8 @@
 //! The target as the daemon has it, on two reactors over loopback; namespace 1 is the error bdev EE_M on the malloc bdev M.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
+pub mod late;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -179,4 +181,9 @@ pub fn read(io: &mut Io, lba: u64, len: usize) -> Status {
 pub fn write(io: &mut Io, lba: u64, len: usize) -> Status {
     let sqe = command::write(1, lba, (len / 512) as u32, false);
     io.execute(sqe, Transfer::Write(len as u32), Some(vec![1; len])).unwrap().status()
+}
+
+/// Sends what is queued and takes what has come, without waiting for an answer.
+pub fn turn(io: &mut Io) -> Result<(), BlockingError> {
+    io.turn_once()
 }

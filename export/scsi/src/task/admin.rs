@@ -262,7 +262,7 @@ impl Task {
             Kind::Unmap => {
                 let mut left = unmap::parse(list, self.config(nexus)?)?;
                 left.reverse();
-                self.unmap_next(left)
+                self.unmap_next(nexus, left)
             }
             Kind::ModeSelect => {
                 let long = entry.opcode == Opcode::MODE_SELECT_10;

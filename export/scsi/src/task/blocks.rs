@@ -6,6 +6,7 @@ use penstock_spec::scsi::sense::{Asc, SenseKey};
 
 use super::job::{AfterWrite, Job, OrPhase};
 use super::{Fault, Sense, Step, Task};
+use crate::command::unmap::Range;
 use crate::command::view;
 use crate::config::LuConfig;
 use crate::nexus::Nexus;
@@ -13,6 +14,10 @@ use crate::status::fault_of;
 
 /// Bytes of one chunk of work that a task does with buffers of its own.
 pub(super) const CHUNK_BYTES: u32 = 256 << 10;
+
+/// Bytes that one I/O without data unmaps or zeroes at most. A slow bdev's other commands come in between, and an abort
+/// has not long to wait.
+const PIECE_BYTES: u32 = 32 << 20;
 
 /// How often an ORWRITE starts over when others write the same blocks meanwhile.
 const OR_TRIES_MAX: u8 = 64;
@@ -372,7 +377,12 @@ impl Task {
             }
             Job::Unmap { left } => {
                 let left = std::mem::take(left);
-                self.unmap_next(left)
+                self.unmap_next(nexus, left)
+            }
+            Job::Zero { chunk } => {
+                let chunk = *chunk;
+                self.advance(chunk);
+                self.zero_next(nexus)
             }
             _ => Err(internal()),
         }
@@ -425,11 +435,25 @@ impl Task {
         self.verify_next(block_bytes, |chunk| Job::VerifySame { chunk, done_bytes })
     }
 
-    /// Submits the next range of an UNMAP, or ends it.
-    pub(super) fn unmap_next(&mut self, mut left: Vec<crate::command::unmap::Range>) -> Result<Step, Fault> {
+    /// Submits the next piece of an UNMAP, or ends it.
+    pub(super) fn unmap_next(&mut self, nexus: &Nexus, mut left: Vec<Range>) -> Result<Step, Fault> {
         let Some(range) = left.pop() else { return Ok(Step::Done) };
+        let blocks = range.blocks.min(PIECE_BYTES / self.config(nexus)?.info().block_bytes);
+        if blocks < range.blocks {
+            left.push(Range { lba: range.lba + u64::from(blocks), blocks: range.blocks - blocks });
+        }
         self.job = Job::Unmap { left };
-        Ok(self.submit(self.lu, Op::Unmap, range.lba, range.blocks, Sg::new()))
+        Ok(self.submit(self.lu, Op::Unmap, range.lba, blocks, Sg::new()))
+    }
+
+    /// Submits the next piece of a WRITE SAME of zeroes, or ends it.
+    pub(super) fn zero_next(&mut self, nexus: &Nexus) -> Result<Step, Fault> {
+        let chunk = self.blocks.min(PIECE_BYTES / self.config(nexus)?.info().block_bytes);
+        if chunk == 0 {
+            return Ok(Step::Done);
+        }
+        self.job = Job::Zero { chunk };
+        Ok(self.submit(self.lu, Op::WriteZeroes, self.lba, chunk, Sg::new()))
     }
 }
 

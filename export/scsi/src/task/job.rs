@@ -42,6 +42,10 @@ pub(crate) enum Job {
         unmap: bool,
         chunk: u32,
     },
+    /// WRITE SAME of zeroes: pieces without data.
+    Zero {
+        chunk: u32,
+    },
     /// An I/O without data, after which the command is done.
     Last,
     /// UNMAP: the ranges that are left, last first.

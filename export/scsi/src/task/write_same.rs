@@ -25,16 +25,15 @@ impl Task {
         let unmap = rw.flags.unmap();
         self.job = Job::WriteSame { unmap, chunk: 0 };
         if ndob {
-            return Ok(self.zero(unmap));
+            return self.zero(nexus, unmap);
         }
         self.want_exactly(config.info().block_bytes)
     }
 
     /// The blocks become zeroes. What may be unmapped may be unmapped: it reads the same.
-    fn zero(&mut self, unmap: bool) -> Step {
-        self.job = Job::Last;
+    fn zero(&mut self, nexus: &Nexus, unmap: bool) -> Result<Step, Fault> {
         self.flags = if unmap { IoFlags::NONE } else { IoFlags::KEEP_ALLOCATED };
-        self.submit(self.lu, Op::WriteZeroes, self.lba, self.blocks, Sg::new())
+        self.zero_next(nexus)
     }
 
     /// Goes on with the block that is to be written again and again. Other contents than zeroes are written whatever
@@ -42,7 +41,7 @@ impl Task {
     pub(super) fn on_same_block(&mut self, nexus: &Nexus) -> Result<Step, Fault> {
         let Job::WriteSame { unmap, .. } = self.job else { return Err(super::blocks::internal()) };
         if self.data.iter().all(|buf| buf.iter().all(|byte| *byte == 0)) {
-            return Ok(self.zero(unmap));
+            return self.zero(nexus, unmap);
         }
         let block_bytes = self.config(nexus)?.info().block_bytes;
         let chunk = self.blocks.min(CHUNK_BYTES / block_bytes);

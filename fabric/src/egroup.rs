@@ -1,0 +1,315 @@
+//! Egroups: put together in memory, written once; read extent by extent, every block of it verified.
+
+mod cache;
+
+use penstock_bdev::{IoStatus, Op};
+use penstock_reactor::mem::Buf;
+use uuid::Uuid;
+use zerocopy::little_endian::{U16, U32, U64};
+
+pub use cache::{Header, HeaderCache};
+
+use crate::crc::crc32c;
+use crate::flow::{DiskError, Flow, buffer};
+use crate::format::FormatError;
+use crate::format::egroup::{
+    CODEC_RAW, EGROUP_BLOCKS_MAX, EXTENT_BLOCKS_MAX, EXTENTS_MAX, ExtentEntry, HeaderPart, SECTOR_BYTES,
+    header_blocks, identity, write_header,
+};
+use crate::id::{
+    BLOCK_BYTES, DiskBlock, DiskNo, EgroupId, ExtentNo, Generation, LaneNo, ShardId, VBlock, count32, index,
+};
+use crate::state::Egroup;
+
+/// Blocks of one device write at most.
+const CHUNK_BLOCKS: usize = 256;
+const SECTORS_PER_BLOCK: usize = BLOCK_BYTES / SECTOR_BYTES;
+
+/// Whose egroups they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The pool.
+    pub pool: Uuid,
+    /// The lane.
+    pub lane: LaneNo,
+}
+
+/// What cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The disk failed.
+    #[error("egroup {id}: {source}")]
+    Disk {
+        /// The egroup.
+        id: EgroupId,
+        /// What the disk said.
+        #[source]
+        source: DiskError,
+    },
+    /// The header part is not the one that was written.
+    #[error("egroup {id}: the header at block {} of disk {}: {source}", at.first.0, at.disk.0)]
+    Header {
+        /// The egroup.
+        id: EgroupId,
+        /// Where it is.
+        at: Egroup,
+        /// What is wrong.
+        #[source]
+        source: FormatError,
+    },
+    /// The bytes are not those that were written.
+    #[error("egroup {id}: extent {} does not fit its checksum", extent.0)]
+    Checksum {
+        /// The egroup.
+        id: EgroupId,
+        /// The extent.
+        extent: ExtentNo,
+    },
+    /// There is no such egroup or extent.
+    #[error("egroup {id}: there is no extent {}", extent.0)]
+    Missing {
+        /// The egroup.
+        id: EgroupId,
+        /// The extent.
+        extent: ExtentNo,
+    },
+}
+
+/// An egroup that is being put together.
+#[derive(Debug)]
+pub struct Builder {
+    /// Its id.
+    pub id: EgroupId,
+    extents: Vec<ExtentEntry>,
+    crcs: Vec<u32>,
+    chunks: Vec<Buf>,
+    /// Blocks of extents so far.
+    blocks: usize,
+}
+
+impl Builder {
+    /// An empty one.
+    #[must_use]
+    pub fn new(id: EgroupId) -> Self {
+        Self { id, extents: Vec::new(), crcs: Vec::new(), chunks: Vec::new(), blocks: 0 }
+    }
+
+    /// Whether an extent of `blocks` blocks more has room.
+    #[must_use]
+    pub fn has_room(&self, blocks: usize) -> bool {
+        let header = header_blocks(self.extents.len() + 1, self.crcs.len() + blocks);
+        self.extents.len() < EXTENTS_MAX && header + self.blocks + blocks <= EGROUP_BLOCKS_MAX
+    }
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.extents.is_empty()
+    }
+
+    /// Blocks of extents.
+    #[must_use]
+    pub fn data_blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// The number that the next extent gets.
+    #[must_use]
+    pub fn next_extent(&self) -> ExtentNo {
+        ExtentNo(u16::try_from(self.extents.len()).unwrap_or(u16::MAX))
+    }
+
+    /// Makes sure that there is memory for an extent.
+    pub async fn reserve(&mut self) {
+        while self.chunks.len() * CHUNK_BLOCKS < self.blocks + EXTENT_BLOCKS_MAX {
+            self.chunks.push(buffer(CHUNK_BLOCKS * BLOCK_BYTES).await);
+        }
+    }
+
+    /// Adds an extent, block by block.
+    ///
+    /// # Panics
+    /// Without room or memory ([`Self::reserve`]), or for an extent of no or too many blocks: bugs of the caller.
+    pub fn push<'a>(
+        &mut self,
+        owner: (ShardId, VBlock),
+        kind: u8,
+        blocks: impl ExactSizeIterator<Item = &'a [u8]>,
+    ) {
+        let count = blocks.len();
+        assert!(
+            (1..=EXTENT_BLOCKS_MAX).contains(&count) && self.has_room(count),
+            "an extent of {count} blocks"
+        );
+        self.extents.push(ExtentEntry {
+            shard: U64::new(owner.0.0),
+            block: U64::new(owner.1.0),
+            sector: U32::new(count32(self.blocks * SECTORS_PER_BLOCK)),
+            stored_bytes: U32::new(count32(count * BLOCK_BYTES)),
+            first_crc: U16::new(u16::try_from(self.crcs.len()).unwrap_or(u16::MAX)),
+            blocks: u8::try_from(count).unwrap_or(u8::MAX),
+            codec: CODEC_RAW,
+            kind,
+            reserved: [0; 3],
+        });
+        for bytes in blocks {
+            let at = self.blocks % CHUNK_BLOCKS;
+            let chunk = self.chunks.get_mut(self.blocks / CHUNK_BLOCKS);
+            let room = chunk.and_then(|chunk| chunk.get_mut(at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES));
+            let Some(room) = room else { panic!("an egroup's chunks are too short") };
+            room.copy_from_slice(bytes);
+            self.crcs.push(crc32c(bytes));
+            self.blocks += 1;
+        }
+    }
+
+    /// Blocks in all.
+    #[must_use]
+    pub fn total_blocks(&self) -> usize {
+        header_blocks(self.extents.len(), self.crcs.len()) + self.blocks
+    }
+
+    /// Writes it to `first` on `disk`, which is plugged in at `at`. It is durable after the next flush there.
+    ///
+    /// # Errors
+    /// What the disk says; the space holds whatever it holds then.
+    pub async fn write(
+        mut self,
+        flow: &Flow,
+        owner: &Owner,
+        generation: Generation,
+        disk: DiskNo,
+        at: DiskNo,
+        first: DiskBlock,
+    ) -> Result<Egroup, DiskError> {
+        let header = header_blocks(self.extents.len(), self.crcs.len());
+        let shift = count32(header * SECTORS_PER_BLOCK);
+        self.extents.iter_mut().for_each(|extent| extent.sector += shift);
+        let blocks = header + self.blocks;
+        let mut buf = buffer(header * BLOCK_BYTES).await;
+        let identity = identity(owner.pool, u32::from(disk.0), owner.lane, self.id, first.0);
+        let header_crc = write_header(&identity, generation, blocks, &self.extents, &self.crcs, &mut buf);
+        flow.write(at, first, buf).await?;
+        let mut next = first.0 + header as u64;
+        let mut left = self.blocks;
+        for mut chunk in std::mem::take(&mut self.chunks) {
+            let count = left.min(CHUNK_BLOCKS);
+            if count == 0 {
+                break;
+            }
+            chunk.set_len(count * BLOCK_BYTES);
+            flow.write(at, DiskBlock(next), chunk).await?;
+            next += count as u64;
+            left -= count;
+        }
+        Ok(Egroup {
+            generation,
+            disk,
+            first,
+            blocks: count32(blocks),
+            header_blocks: count32(header),
+            header_crc,
+            live: self.blocks as u64,
+        })
+    }
+}
+
+/// Where the blocks of a piece of an extent are on its disk, and what they must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Of which extent.
+    pub entry: ExtentEntry,
+    /// The first block on the disk.
+    pub at: DiskBlock,
+    /// The first block in the extent.
+    pub first: u8,
+    /// How many.
+    pub blocks: u8,
+}
+
+/// Where blocks `first..first + blocks` of extent `extent` are.
+#[must_use]
+pub fn piece(egroup: &Egroup, header: &Header, extent: ExtentNo, first: u8, blocks: u64) -> Option<Piece> {
+    let entry = header.extent(extent)?;
+    let blocks = u8::try_from(blocks).ok()?;
+    if u16::from(first) + u16::from(blocks) > u16::from(entry.blocks) || blocks == 0 {
+        return None;
+    }
+    let block = index(entry.sector.get()) / SECTORS_PER_BLOCK;
+    let at = egroup.first.0 + block as u64 + u64::from(first);
+    Some(Piece { entry, at: DiskBlock(at), first, blocks })
+}
+
+/// Whether `bytes` are the blocks of `piece`.
+#[must_use]
+pub fn verify(header: &Header, piece: &Piece, bytes: &[u8]) -> bool {
+    let blocks = bytes.chunks_exact(BLOCK_BYTES);
+    blocks.len() == usize::from(piece.blocks)
+        && (usize::from(piece.first)..)
+            .zip(blocks)
+            .all(|(at, block)| header.crc(&piece.entry, at) == Some(crc32c(block)))
+}
+
+/// The header part of `egroup`, from the bytes that were read.
+///
+/// # Errors
+/// [`ReadError::Header`].
+pub fn parse_header(owner: &Owner, id: EgroupId, egroup: &Egroup, bytes: Buf) -> Result<Header, ReadError> {
+    let wrong = |source| ReadError::Header { id, at: *egroup, source };
+    let identity = identity(owner.pool, u32::from(egroup.disk.0), owner.lane, id, egroup.first.0);
+    let header = HeaderPart::parse(&identity, egroup.generation, bytes).map_err(wrong)?;
+    if header.header_crc() != egroup.header_crc {
+        return Err(wrong(FormatError::Stale));
+    }
+    Ok(header)
+}
+
+/// Reads and verifies the header part of `egroup`, which is plugged in at `at`.
+///
+/// # Errors
+/// [`ReadError`].
+pub async fn read_header(
+    flow: &Flow,
+    owner: &Owner,
+    id: EgroupId,
+    egroup: &Egroup,
+    at: DiskNo,
+) -> Result<Header, ReadError> {
+    let bytes = flow.read(at, egroup.first, egroup.header_blocks).await;
+    parse_header(owner, id, egroup, bytes.map_err(|source| ReadError::Disk { id, source })?)
+}
+
+/// Reads and verifies blocks of an extent whose header part is at hand.
+///
+/// # Errors
+/// [`ReadError`].
+pub async fn read_piece(
+    flow: &Flow,
+    id: EgroupId,
+    header: &Header,
+    extent: ExtentNo,
+    piece: &Piece,
+    at: DiskNo,
+) -> Result<Buf, ReadError> {
+    let bytes = flow
+        .read(at, piece.at, u32::from(piece.blocks))
+        .await
+        .map_err(|source| ReadError::Disk { id, source })?;
+    if verify(header, piece, &bytes) { Ok(bytes) } else { Err(ReadError::Checksum { id, extent }) }
+}
+
+impl ReadError {
+    /// What a host is told.
+    #[must_use]
+    pub fn status(&self) -> IoStatus {
+        match self {
+            Self::Disk { source, .. } => {
+                debug_assert_eq!(source.op, Op::Read);
+                IoStatus::ReadError
+            }
+            Self::Header { .. } | Self::Checksum { .. } => IoStatus::ChecksumError,
+            Self::Missing { .. } => IoStatus::Internal,
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! A lane: the share of a pool that one reactor owns, with everything that is in it.
+//!
+//! ```text
+//!   submit ─► log (durable) ─► acknowledged            background, one after the other:
+//!      │                                                 drain       oldest frozen table → egroups, maps, commit
+//!      └───► active table ─ freeze ─► frozen tables      checkpoint  state → index area, log trimmed
+//!                                                        collect     mark from the roots, sweep
+//! ```
+//!
+//! The data path ([`Lane::submit`], [`Lane::turn`], [`Lane::complete`], [`Lane::poll`]) is a machine without I/O: what it wants of
+//! disks comes out of [`Lane::take_out`] and goes back by [`Lane::complete`]. [`Lane::background`] is a control flow, one for each lane.
+//!
+//! Invariants: a write is acknowledged when it and all before it are durable in the log; a table stays until its egroups, maps
+//! and the record that says so are durable; the space of an egroup is given back after the record that drops it is durable and
+//! the last read of it has ended; the state changes by durable records only, one group of ops after the other.
+
+mod checkpoint;
+mod collect;
+mod commit;
+mod drain;
+mod open;
+mod read;
+mod table;
+mod tables;
+mod write;
+
+use std::cell::{Ref, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+
+use penstock_bdev::{Io, IoStatus};
+use penstock_reactor::hash::FixedMap;
+
+pub use checkpoint::format;
+pub use commit::WorkError;
+pub use open::{LaneError, OpenReport};
+
+use crate::alloc::{Free, RESERVE_BLOCKS, Regions};
+use crate::egroup::{HeaderCache, Owner};
+use crate::flow::{DiskIo, Flow};
+use crate::format::superblock::Layout;
+use crate::format::{Identity, Magic};
+use crate::id::{DiskBlock, DiskNo, EgroupId, Lsn, ShardId};
+use crate::log::{Log, LogPlace};
+use crate::map::{NodeCache, NodeRef};
+use crate::state::{Egroup, State};
+use read::{READ_TAG, Read};
+use tables::Tables;
+
+/// Writes and flushes of one lane that wait to be acknowledged at most.
+pub const ACKS_MAX: usize = 4096;
+
+/// What a lane may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaneOptions {
+    /// Blocks of memory for what is not drained yet. At least 1024.
+    pub table_blocks: u32,
+    /// Nodes of block maps in memory (4 KiB each).
+    pub nodes: usize,
+    /// Header parts of egroups in memory (4 to 40 KiB each).
+    pub headers: usize,
+    /// Reads under way.
+    pub reads: u32,
+}
+
+impl Default for LaneOptions {
+    /// 64 MiB of tables, 32 MiB of nodes, 1024 headers, 512 reads.
+    fn default() -> Self {
+        Self { table_blocks: 16384, nodes: 8192, headers: 1024, reads: 512 }
+    }
+}
+
+/// A disk of the pool, as a lane sees it.
+#[derive(Debug, Clone)]
+pub struct LaneDisk {
+    /// Where it is plugged in.
+    pub at: DiskNo,
+    /// Who has which region of it.
+    pub regions: Arc<Regions>,
+    /// Writes are volatile until a flush or with FUA.
+    pub write_cache: bool,
+}
+
+/// Where a lane is.
+#[derive(Debug, Clone)]
+pub struct LanePlace {
+    /// Its log.
+    pub log: LogPlace,
+    /// How its home disk is divided.
+    pub layout: Layout,
+    /// The pool's disks, by number.
+    pub disks: Vec<LaneDisk>,
+}
+
+/// The data path's part of a lane.
+#[derive(Debug)]
+struct Core {
+    owner: Owner,
+    place: LanePlace,
+    flow: Flow,
+    disks: Vec<LaneDisk>,
+    log: Log,
+    state: State,
+    /// By disk number.
+    free: Vec<Free>,
+    /// Regions that were taken and are in no durable record yet.
+    unrecorded: Vec<(DiskNo, u32)>,
+    next_disk: usize,
+    tables: Tables,
+    nodes: NodeCache,
+    headers: HeaderCache,
+    reads: Vec<Option<Read>>,
+    free_reads: Vec<u32>,
+    read_ios: Vec<Box<Io>>,
+    acks: VecDeque<(Lsn, Box<Io>)>,
+    done: VecDeque<Box<Io>>,
+    pins: FixedMap<EgroupId, u32>,
+    /// Egroups that are gone and still being read.
+    doomed: Vec<(EgroupId, Egroup)>,
+    waiters: Vec<Waker>,
+    committing: bool,
+    /// The last drain found no room.
+    full: bool,
+    checkpoint: u64,
+    shard_lsns: FixedMap<ShardId, u64>,
+    checksum_errors: u64,
+    want_collect: bool,
+    want_settle: bool,
+    /// The state when a lack of room last made it look for garbage.
+    collected: Lsn,
+    /// The state up to here is in a durable checkpoint.
+    checkpointed: Lsn,
+}
+
+/// How full a lane is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Blocks of the lane's regions that nothing occupies.
+    pub free_blocks: u64,
+    /// Blocks that egroups occupy.
+    pub used_blocks: u64,
+    /// Blocks of egroups that maps refer to (exact after [`Lane::collect`]).
+    pub live_blocks: u64,
+    /// Blocks of memory that wait to be drained.
+    pub undrained_blocks: u64,
+    /// Segments of the log in use, and all.
+    pub log_segments: (u64, u64),
+    /// The last drain found no room: writes end with [`IoStatus::NoSpace`] when the log is full.
+    pub full: bool,
+    /// Structures and blocks that did not fit their checksums since the lane was opened.
+    pub checksum_errors: u64,
+}
+
+/// A handle to a lane. Stays on its reactor.
+#[derive(Debug, Clone)]
+pub struct Lane(Rc<RefCell<Core>>, Flow);
+
+impl Lane {
+    /// Takes an I/O of a shard; LBA and length count blocks of 4 KiB. Reads, writes of up to 256 blocks, zeroes (unmap, write
+    /// zeroes) and flushes. `snapshot`: a read of that snapshot.
+    ///
+    /// # Errors
+    /// The I/O, when there is no room for it just now: to be tried again after a completion.
+    pub fn submit(&self, shard: ShardId, snapshot: Option<u64>, io: Box<Io>) -> Result<(), Box<Io>> {
+        self.0.borrow_mut().submit(shard, snapshot, io)
+    }
+
+    /// Sends what has come to the log, in one write, and goes on with what waited. To be called once per turn.
+    pub fn turn(&self) {
+        let mut core = self.0.borrow_mut();
+        let core = &mut *core;
+        core.log.turn(&self.1);
+        core.turn_reads();
+        core.acknowledge();
+    }
+
+    /// The next I/O for a disk.
+    #[must_use]
+    pub fn take_out(&self) -> Option<DiskIo> {
+        self.1.take_out()
+    }
+
+    /// Puts back what a disk did not take.
+    pub fn put_back(&self, io: DiskIo) {
+        self.1.put_back(io);
+    }
+
+    /// Takes back an I/O from a disk.
+    pub fn complete(&self, io: DiskIo) {
+        if let Some(io) = self.1.complete(io) {
+            let mut core = self.0.borrow_mut();
+            if io.io.tag & READ_TAG == 0 {
+                core.log.complete(io);
+            } else {
+                core.complete_read(io);
+            }
+            core.acknowledge();
+            core.wake();
+        }
+    }
+
+    /// The next I/O that ended.
+    #[must_use]
+    pub fn poll(&self) -> Option<Box<Io>> {
+        self.0.borrow_mut().done.pop_front()
+    }
+
+    /// How full it is.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let core = self.0.borrow();
+        Usage {
+            free_blocks: core.free_blocks(),
+            used_blocks: core.state.used_blocks(),
+            live_blocks: core.state.egroups.values().map(|egroup| egroup.live).sum(),
+            undrained_blocks: core.tables.slots() as u64,
+            log_segments: core.log.segments_used(),
+            full: core.full,
+            checksum_errors: core.checksum_errors,
+        }
+    }
+
+    /// What it knows.
+    #[must_use]
+    pub fn state(&self) -> Ref<'_, State> {
+        Ref::map(self.0.borrow(), |core| &core.state)
+    }
+
+    /// The free runs of a disk, for checks.
+    #[must_use]
+    pub fn free_runs(&self, disk: DiskNo) -> Vec<(DiskBlock, u64)> {
+        let core = self.0.borrow();
+        core.free.get(usize::from(disk.0)).map(|free| free.runs().collect()).unwrap_or_default()
+    }
+
+    /// Why it takes no writes any more, if so.
+    #[must_use]
+    pub fn failed(&self) -> Option<IoStatus> {
+        self.0.borrow().log.failed()
+    }
+}
+
+impl Owner {
+    /// What a node says of itself.
+    pub(crate) fn node_identity(&self, node: &NodeRef) -> Identity {
+        let (address, sequence) = (u64::from(node.extent.0), node.egroup.0);
+        Identity { magic: Magic::NODE, pool: self.pool, disk: 0, lane: self.lane, address, sequence }
+    }
+}
+
+impl Core {
+    fn wake(&mut self) {
+        self.waiters.drain(..).for_each(Waker::wake);
+    }
+
+    fn free_blocks(&self) -> u64 {
+        self.free.iter().map(Free::blocks).sum()
+    }
+
+    fn pin(&mut self, id: EgroupId) {
+        *self.pins.entry(id).or_insert(0) += 1;
+    }
+
+    fn unpin(&mut self, id: EgroupId) {
+        let Some(pins) = self.pins.get_mut(&id) else { panic!("egroup {id} is not pinned") };
+        *pins -= 1;
+        if *pins > 0 {
+            return;
+        }
+        self.pins.remove(&id);
+        while let Some(at) = self.doomed.iter().position(|(doomed, _)| *doomed == id) {
+            let (_, egroup) = self.doomed.swap_remove(at);
+            self.give_space(&egroup);
+        }
+    }
+
+    /// Gives the space of an egroup back, or has that done by the last read of it.
+    fn release(&mut self, id: EgroupId, egroup: &Egroup) {
+        if self.pins.contains_key(&id) {
+            self.doomed.push((id, *egroup));
+        } else {
+            self.give_space(egroup);
+        }
+    }
+
+    fn give_space(&mut self, egroup: &Egroup) {
+        let Some(free) = self.free.get_mut(usize::from(egroup.disk.0)) else {
+            panic!("an egroup is on no disk")
+        };
+        free.give(egroup.first, u64::from(egroup.blocks));
+        self.full = false;
+        self.wake();
+    }
+
+    /// Room for an egroup of `blocks` blocks. Data leave the reserve alone.
+    fn take_space(&mut self, blocks: u64, for_state: bool) -> Option<(DiskNo, DiskBlock)> {
+        let reserve = if for_state { 0 } else { RESERVE_BLOCKS };
+        loop {
+            if self.free_blocks() >= blocks + reserve {
+                for _ in 0..self.free.len() {
+                    let number = self.next_disk % self.free.len();
+                    self.next_disk = number + 1;
+                    let first = self.free.get_mut(number).and_then(|free| free.take(blocks));
+                    if let (Some(first), Ok(number)) = (first, u16::try_from(number)) {
+                        return Some((DiskNo(number), first));
+                    }
+                }
+            }
+            self.take_region()?;
+        }
+    }
+
+    /// One region more for the lane, of the disk where it has the least free.
+    fn take_region(&mut self) -> Option<()> {
+        let lane = self.owner.lane;
+        let mut order: Vec<usize> = (0..self.disks.len()).collect();
+        order.sort_by_key(|at| self.free.get(*at).map(Free::blocks));
+        for at in order {
+            let Some(disk) = self.disks.get(at) else { continue };
+            let Some(region) = disk.regions.take(lane) else { continue };
+            let (first, blocks) = disk.regions.blocks(region);
+            self.free.get_mut(at)?.give(first, blocks);
+            self.unrecorded.push((DiskNo(u16::try_from(at).ok()?), region));
+            return Some(());
+        }
+        None
+    }
+}

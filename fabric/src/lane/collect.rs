@@ -1,0 +1,162 @@
+//! Garbage: what no map refers to, found by marking from the roots; and the lane's background work as a whole.
+//!
+//! An egroup that was born after its shard's last snapshot is referred to by that shard alone: the drain counts its dead
+//! blocks down as it replaces them, and its space is free with the record that replaces the last. What snapshots and clones
+//! share is counted here: every node is visited once, however many roots lead to it.
+
+use std::collections::BTreeMap;
+
+use zerocopy::little_endian::U64;
+
+use super::{Lane, WorkError};
+use crate::format::checkpoint::{MetaKind, MetaOp};
+use crate::id::{EgroupId, ExtentNo};
+use crate::map::{NodeRef, Page};
+
+/// Which blocks of an extent are referred to.
+type Marks = BTreeMap<(EgroupId, ExtentNo), u16>;
+
+impl Lane {
+    /// Does the lane's background work until the lane fails: drains, checkpoints, collects. One task per lane.
+    ///
+    /// # Errors
+    /// What made the lane fail.
+    pub async fn background(&self) -> Result<(), WorkError> {
+        loop {
+            self.wait(|core| (core.log.failed().is_some() || core.has_work()).then_some(())).await;
+            if let Some(status) = self.failed() {
+                return Err(WorkError::Failed(status));
+            }
+            match self.work().await {
+                Ok(()) => {}
+                Err(WorkError::NoSpace) => self.out_of_space().await?,
+                // Its older half may be in no need to be kept.
+                Err(WorkError::AreaFull { area: "log" }) => self.checkpoint().await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The drain found no room: perhaps there is garbage. Else writes get "no space" from now on, and whatever frees space
+    /// wakes the drain again.
+    async fn out_of_space(&self) -> Result<(), WorkError> {
+        let looked = {
+            let mut core = self.0.borrow_mut();
+            let now = core.state.lsn;
+            std::mem::replace(&mut core.collected, now) == now
+        };
+        if looked {
+            self.0.borrow_mut().full = true;
+            return Ok(());
+        }
+        match self.collect().await {
+            Err(WorkError::NoSpace) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// One piece of background work.
+    async fn work(&self) -> Result<(), WorkError> {
+        let collect = std::mem::take(&mut self.0.borrow_mut().want_collect);
+        if collect {
+            // What waits to be drained does not need what it replaces.
+            return self.collect().await;
+        }
+        if self.drain().await? {
+            return Ok(());
+        }
+        let frozen = {
+            let mut core = self.0.borrow_mut();
+            !core.tables.active.is_empty() && core.freeze()
+        };
+        if frozen { Ok(()) } else { self.checkpoint().await }
+    }
+
+    /// Moves everything that was acknowledged into egroups and writes a checkpoint: for tests, and before a disk is taken away.
+    ///
+    /// # Errors
+    /// [`WorkError`].
+    pub async fn settle(&self) -> Result<(), WorkError> {
+        self.0.borrow_mut().want_settle = true;
+        self.0.borrow_mut().wake();
+        self.wait(|core| match core.log.failed() {
+            Some(status) => Some(Err(WorkError::Failed(status))),
+            None if core.full => Some(Err(WorkError::NoSpace)),
+            None => (!core.want_settle).then_some(Ok(())),
+        })
+        .await
+    }
+
+    /// Asks the background for a [`Self::collect`].
+    pub fn want_collect(&self) {
+        let mut core = self.0.borrow_mut();
+        core.want_collect = true;
+        core.wake();
+    }
+
+    /// Counts what the maps refer to and frees what they do not.
+    async fn collect(&self) -> Result<(), WorkError> {
+        let marks = self.mark().await?;
+        let mut live: BTreeMap<EgroupId, u64> = BTreeMap::new();
+        for ((id, _), blocks) in &marks {
+            *live.entry(*id).or_insert(0) += u64::from(blocks.count_ones());
+        }
+        let turn = self.lock().await;
+        let mut ops = Vec::new();
+        for (id, egroup) in &self.0.borrow().state.egroups {
+            match live.get(id) {
+                None => ops.push(MetaOp::of(MetaKind::EgroupDrop, id.0)),
+                Some(live) if *live != egroup.live => {
+                    ops.push(MetaOp { c: U64::new(*live), ..MetaOp::of(MetaKind::EgroupLive, id.0) });
+                }
+                Some(_) => {}
+            }
+        }
+        if ops.is_empty() { Ok(()) } else { self.commit(&turn, ops).await }
+    }
+
+    /// Every block of every egroup that a map refers to. Only the background changes maps, and it is here.
+    async fn mark(&self) -> Result<Marks, WorkError> {
+        let mut todo: Vec<NodeRef> = Vec::new();
+        for shard in self.0.borrow().state.shards.values() {
+            todo.extend(shard.root.node);
+            todo.extend(shard.snapshots.values().filter_map(|snapshot| snapshot.root?.node));
+        }
+        let mut marks = Marks::new();
+        while let Some(node) = todo.pop() {
+            if marks.insert((node.egroup, node.extent), 1).is_some() {
+                continue;
+            }
+            let cached = self.0.borrow().nodes.get(&node).cloned();
+            let page: Page = match cached {
+                Some(page) => page,
+                None => self.node(node).await?,
+            };
+            for at in 0..page.count() {
+                if page.level() > 0 {
+                    todo.extend(page.child(at));
+                } else if let Some(run) = page.leaf(at) {
+                    let blocks = (u32::MAX >> (32 - u32::from(run.blocks).min(16))) << run.first;
+                    let key = (EgroupId(run.egroup.get()), ExtentNo(run.extent.get()));
+                    *marks.entry(key).or_insert(0) |= u16::try_from(blocks & 0xffff).unwrap_or(0);
+                }
+            }
+        }
+        Ok(marks)
+    }
+}
+
+impl super::Core {
+    /// Whether the background has something to do.
+    fn has_work(&mut self) -> bool {
+        if self.want_settle && self.tables.is_empty() && self.state.lsn <= self.checkpointed {
+            self.want_settle = false;
+            self.wake();
+        }
+        let (used, all) = self.log.segments_used();
+        // Half of the log is for what comes while the other half is drained; nothing helps before the drain has room.
+        let long = used * 2 > all && self.log.oldest() < self.log.durable_end().segment;
+        let drain = !self.tables.frozen.is_empty() && !self.full;
+        self.want_collect || drain || ((long || self.want_settle) && !self.full)
+    }
+}

@@ -1,0 +1,383 @@
+//! Draining: the oldest frozen table into egroups and maps, and the record that makes it so.
+//!
+//! Nothing that is written here is referred to before that record; when something fails on the way, the space is given back
+//! and the table stays.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use zerocopy::little_endian::U64;
+
+use super::table::{Cell, ZeroRange};
+use super::{Core, Lane, WorkError};
+use crate::egroup::{Builder, ReadError, piece, read_header, read_piece};
+use crate::format::checkpoint::{MetaKind, MetaOp};
+use crate::format::egroup::{EXTENT_BLOCKS_MAX, KIND_DATA, KIND_NODE};
+use crate::id::{DiskNo, EgroupId, ExtentNo, Generation, Lsn, ShardId, VBlock};
+use crate::map::{Edit, Miss, NodeRef, Page, Root, Target};
+use crate::state::{Egroup, egroup_op, shard_op, snapshot_op};
+
+/// Nodes of one egroup at most; the header part of so many extents leaves room for them.
+const NODES_PER_EGROUP: u16 = 1000;
+
+/// What a drain has made so far.
+pub(super) struct Drain {
+    data: Option<Builder>,
+    nodes: Option<Builder>,
+    /// Where the next node goes.
+    next_node: (EgroupId, u16),
+    written: Vec<(EgroupId, Egroup)>,
+    dead: BTreeMap<EgroupId, u64>,
+    pages: Vec<(NodeRef, Page)>,
+    /// New maps, with the change of their number of blocks.
+    roots: Vec<(ShardId, Root, i64)>,
+}
+
+/// What is to be drained of one shard.
+struct Work {
+    shard: ShardId,
+    ranges: Vec<ZeroRange>,
+    cells: Vec<(u64, Cell)>,
+}
+
+/// All that is to be drained of a table, the last LSN in it, and the snapshots that were taken behind that.
+type TableWork = (Vec<Work>, Lsn, Vec<(ShardId, u64)>);
+
+impl Lane {
+    /// Drains the oldest frozen table, if there is one. Returns whether there was.
+    pub(super) async fn drain(&self) -> Result<bool, WorkError> {
+        let Some((work, end, snapshots)) = self.0.borrow().oldest_table() else { return Ok(false) };
+        let mut drain = Drain::new();
+        let outcome = self.drain_all(&mut drain, work).await;
+        if let Err(error) = outcome {
+            self.0.borrow_mut().give_up(&drain);
+            return Err(error);
+        }
+        let turn = self.lock().await;
+        let ops = self.0.borrow().drain_ops(&drain, end, &snapshots);
+        if let Err(error) = self.commit(&turn, ops).await {
+            // Where the record was not even appended, nobody will refer to what was written. Else it is unknown whether it is
+            // durable: the space stays taken until the lane is opened again.
+            if matches!(error, WorkError::AreaFull { .. }) {
+                self.0.borrow_mut().give_up(&drain);
+            }
+            return Err(error);
+        }
+        let mut core = self.0.borrow_mut();
+        core.tables.pop_drained();
+        for (node, page) in drain.pages {
+            core.nodes.insert(&node, page);
+        }
+        core.wake();
+        Ok(true)
+    }
+
+    async fn drain_all(&self, drain: &mut Drain, work: Vec<Work>) -> Result<(), WorkError> {
+        for work in work {
+            self.drain_shard(drain, work).await?;
+        }
+        for (builder, for_state) in [(drain.data.take(), false), (drain.nodes.take(), true)] {
+            if let Some(builder) = builder {
+                self.write_egroup(drain, builder, for_state).await?;
+            }
+        }
+        let disks: BTreeSet<DiskNo> = drain.written.iter().map(|(_, egroup)| egroup.disk).collect();
+        for disk in disks {
+            let at = self.0.borrow().at(disk);
+            let flushed = self.1.flush(at).await;
+            if let Err(error) = flushed {
+                self.0.borrow_mut().log.fail(error.status);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn drain_shard(&self, drain: &mut Drain, work: Work) -> Result<(), WorkError> {
+        let found = self.0.borrow().state.shards.get(&work.shard).map(|shard| (shard.root, shard.alone_from));
+        // Deleted meanwhile.
+        let Some((root, alone_from)) = found else { return Ok(()) };
+        let mut edit = Edit::new(root);
+        for range in &work.ranges {
+            self.replace(&mut edit, range.first, range.end - range.first, None).await?;
+        }
+        let mut cells = work.cells.as_slice();
+        while let Some((block, cell)) = cells.first().copied() {
+            let follows = |(at, (next, other)): &(usize, &(u64, Cell))| {
+                *next == block + *at as u64 && other.slot.is_some() == cell.slot.is_some()
+            };
+            let run = cells.iter().enumerate().take(EXTENT_BLOCKS_MAX).take_while(follows).count().max(1);
+            let (now, later) = cells.split_at(run);
+            cells = later;
+            let target = match cell.slot {
+                None => None,
+                Some(_) => Some(self.add_extent(drain, work.shard, block, now).await?),
+            };
+            self.replace(&mut edit, block, run as u64, target).await?;
+        }
+        for dead in edit.take_dead() {
+            if dead.egroup.serial() >= alone_from {
+                *drain.dead.entry(dead.egroup).or_insert(0) += dead.blocks;
+            }
+        }
+        let mapped = edit.mapped();
+        let root = self.store_map(drain, work.shard, edit).await?;
+        drain.roots.push((work.shard, root, mapped));
+        Ok(())
+    }
+
+    async fn add_extent(
+        &self,
+        drain: &mut Drain,
+        shard: ShardId,
+        block: u64,
+        cells: &[(u64, Cell)],
+    ) -> Result<Target, WorkError> {
+        if drain.data.as_ref().is_some_and(|builder| !builder.has_room(cells.len()))
+            && let Some(full) = drain.data.take()
+        {
+            self.write_egroup(drain, full, false).await?;
+        }
+        let mut builder = match drain.data.take() {
+            Some(builder) => builder,
+            None => Builder::new(self.next_egroup()?),
+        };
+        let target = Target { egroup: builder.id, extent: builder.next_extent(), first: 0 };
+        builder.reserve().await;
+        {
+            let core = self.0.borrow();
+            let bytes =
+                cells.iter().map(|(_, cell)| cell.slot.map_or(&[][..], |slot| core.tables.arena.block(slot)));
+            builder.push((shard, VBlock(block)), KIND_DATA, bytes);
+        }
+        drain.data = Some(builder);
+        Ok(target)
+    }
+
+    /// Changes a map, reading the nodes that are missing.
+    async fn replace(
+        &self,
+        edit: &mut Edit,
+        mut block: u64,
+        mut blocks: u64,
+        mut target: Option<Target>,
+    ) -> Result<(), WorkError> {
+        while blocks > 0 {
+            let outcome = edit.replace(&self.0.borrow().nodes, VBlock(block), blocks, target);
+            match outcome {
+                Err(Miss(node)) => drop(self.node(node).await?),
+                Ok(done) => {
+                    (block, blocks) = (block + done, blocks - done);
+                    if let Some(target) = &mut target {
+                        target.first += u8::try_from(done).unwrap_or(0);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a node into the cache.
+    pub(super) async fn node(&self, node: NodeRef) -> Result<Page, ReadError> {
+        let missing = ReadError::Missing { id: node.egroup, extent: node.extent };
+        let (owner, egroup, cached) = {
+            let core = self.0.borrow();
+            let egroup = core.state.egroups.get(&node.egroup).copied().ok_or(missing)?;
+            (core.owner, egroup, core.headers.get(node.egroup, egroup.generation))
+        };
+        let at = self.0.borrow().at(egroup.disk);
+        let header = match cached {
+            Some(header) => header,
+            None => {
+                let header = Rc::new(read_header(&self.1, &owner, node.egroup, &egroup, at).await?);
+                self.0.borrow_mut().headers.insert(node.egroup, egroup.generation, Rc::clone(&header));
+                header
+            }
+        };
+        let piece = piece(&egroup, &header, node.extent, 0, 1).ok_or(missing)?;
+        let bytes = read_piece(&self.1, node.egroup, &header, node.extent, &piece, at).await?;
+        let damaged = |_| ReadError::Checksum { id: node.egroup, extent: node.extent };
+        let page = Page::parse(&owner.node_identity(&node), node.crc, &bytes).map_err(damaged)?;
+        self.0.borrow_mut().nodes.insert(&node, page.clone());
+        Ok(page)
+    }
+
+    /// Gives the changed nodes of a map their places and puts them into egroups.
+    async fn store_map(&self, drain: &mut Drain, shard: ShardId, edit: Edit) -> Result<Root, WorkError> {
+        // The places first, as many as there are: they are numbers only.
+        let mut places = Vec::with_capacity(edit.dirty());
+        for _ in 0..edit.dirty() {
+            if drain.next_node.1 == 0 {
+                drain.next_node.0 = self.next_egroup()?;
+            }
+            places.push(NodeRef { egroup: drain.next_node.0, extent: ExtentNo(drain.next_node.1), crc: 0 });
+            drain.next_node.1 = (drain.next_node.1 + 1) % NODES_PER_EGROUP;
+        }
+        let owner = self.0.borrow().owner;
+        let mut places = places.into_iter();
+        let (mut firsts, mut made) = (Vec::new(), Vec::new());
+        let root = edit.store(
+            &mut |first| {
+                let Some(node) = places.next() else { panic!("a map has more changed nodes than it said") };
+                firsts.push(first);
+                (node, owner.node_identity(&node))
+            },
+            &mut |node, page| made.push((node, page)),
+        );
+        assert!(places.next().is_none(), "a map has fewer changed nodes than it said");
+        for ((node, page), first) in made.into_iter().zip(firsts) {
+            self.add_node(drain, shard, first, &node, &page).await?;
+            drain.pages.push((node, page));
+        }
+        Ok(root)
+    }
+
+    async fn add_node(
+        &self,
+        drain: &mut Drain,
+        shard: ShardId,
+        first: VBlock,
+        node: &NodeRef,
+        page: &Page,
+    ) -> Result<(), WorkError> {
+        if drain.nodes.as_ref().is_some_and(|builder| builder.id != node.egroup)
+            && let Some(full) = drain.nodes.take()
+        {
+            self.write_egroup(drain, full, true).await?;
+        }
+        let builder = drain.nodes.get_or_insert_with(|| Builder::new(node.egroup));
+        assert_eq!(builder.next_extent(), node.extent, "a node gets another place than it was given");
+        builder.reserve().await;
+        builder.push((shard, first), KIND_NODE, [page.bytes()].into_iter());
+        Ok(())
+    }
+
+    async fn write_egroup(
+        &self,
+        drain: &mut Drain,
+        builder: Builder,
+        for_state: bool,
+    ) -> Result<(), WorkError> {
+        let (id, blocks) = (builder.id, builder.total_blocks());
+        let (disk, first, at, owner) = {
+            let mut core = self.0.borrow_mut();
+            let (disk, first) = core.take_space(blocks as u64, for_state).ok_or(WorkError::NoSpace)?;
+            (disk, first, core.at(disk), core.owner)
+        };
+        let written = builder.write(&self.1, &owner, Generation(1), disk, at, first).await;
+        match written {
+            Ok(egroup) => {
+                drain.written.push((id, egroup));
+                Ok(())
+            }
+            Err(error) => {
+                self.0.borrow_mut().log.fail(error.status);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn next_egroup(&self) -> Result<EgroupId, WorkError> {
+        let mut core = self.0.borrow_mut();
+        let id = EgroupId::new(core.owner.lane, core.state.next_egroup)
+            .ok_or(WorkError::AreaFull { area: "index" })?;
+        // So many that every one is in the next checkpoint.
+        if core.state.egroups.len() as u64 >= core.ops_max() {
+            return Err(WorkError::AreaFull { area: "index" });
+        }
+        core.state.next_egroup += 1;
+        Ok(id)
+    }
+}
+
+impl Drain {
+    pub(super) fn new() -> Self {
+        Self {
+            data: None,
+            nodes: None,
+            next_node: (EgroupId::NONE, 0),
+            written: Vec::new(),
+            dead: BTreeMap::new(),
+            pages: Vec::new(),
+            roots: Vec::new(),
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn at(&self, disk: DiskNo) -> DiskNo {
+        self.disks.get(usize::from(disk.0)).map_or(disk, |disk| disk.at)
+    }
+
+    fn oldest_table(&self) -> Option<TableWork> {
+        let table = self.tables.frozen.front()?;
+        let mut work: BTreeMap<ShardId, Work> = BTreeMap::new();
+        for range in table.ranges() {
+            entry(&mut work, range.shard).ranges.push(*range);
+        }
+        for (shard, block, cell) in table.sorted() {
+            entry(&mut work, shard).cells.push((block, cell));
+        }
+        Some((work.into_values().collect(), table.end, table.snapshots.clone()))
+    }
+
+    /// Gives the space back of a drain that did not come to its end.
+    fn give_up(&mut self, drain: &Drain) {
+        for (id, egroup) in &drain.written {
+            self.release(*id, egroup);
+        }
+    }
+
+    fn drain_ops(&self, drain: &Drain, end: Lsn, snapshots: &[(ShardId, u64)]) -> Vec<MetaOp> {
+        let mut ops: Vec<MetaOp> = drain.written.iter().map(|(id, egroup)| egroup_op(*id, egroup)).collect();
+        for (id, dead) in &drain.dead {
+            let Some(egroup) = self.state.egroups.get(id) else { continue };
+            assert!(
+                egroup.live >= *dead,
+                "egroup {id} has {} live blocks, and {dead} of them die",
+                egroup.live
+            );
+            let live = egroup.live - dead;
+            ops.push(match live {
+                0 => MetaOp::of(MetaKind::EgroupDrop, id.0),
+                _ => MetaOp { c: U64::new(live), ..MetaOp::of(MetaKind::EgroupLive, id.0) },
+            });
+        }
+        let mut shards: BTreeMap<ShardId, (Root, i64)> = BTreeMap::new();
+        for (id, root, mapped) in &drain.roots {
+            shards.insert(*id, (*root, *mapped));
+        }
+        for (id, _) in snapshots {
+            if let Some(shard) = self.state.shards.get(id) {
+                shards.entry(*id).or_insert((shard.root, 0));
+            }
+        }
+        for (id, (root, mapped)) in shards {
+            // Deleted meanwhile: what was drained of it is garbage.
+            let Some(shard) = self.state.shards.get(&id) else { continue };
+            let mapped = shard.mapped.saturating_add_signed(mapped);
+            let mut alone_from = shard.alone_from;
+            for (_, number) in snapshots.iter().filter(|(of, _)| *of == id) {
+                if shard.snapshots.contains_key(number) {
+                    ops.push(snapshot_op(id, *number, root, mapped));
+                    // From here on the snapshot shares all that there is.
+                    alone_from = self.state.next_egroup;
+                }
+            }
+            ops.push(shard_op(id, root, mapped, alone_from));
+        }
+        ops.push(MetaOp { a: U64::new(end.0), ..MetaOp::of(MetaKind::Drained, 0) });
+        ops
+    }
+
+    /// Ops that a checkpoint has room for.
+    pub(super) fn ops_max(&self) -> u64 {
+        let blocks = u64::from(self.place.layout.checkpoint_blocks) - 1;
+        // Regions, shards and snapshots need some of it.
+        blocks * 64 / 8 * 7
+    }
+}
+
+fn entry(work: &mut BTreeMap<ShardId, Work>, shard: ShardId) -> &mut Work {
+    work.entry(shard).or_insert_with(|| Work { shard, ranges: Vec::new(), cells: Vec::new() })
+}

@@ -1,0 +1,256 @@
+//! Opening a lane: checkpoint, then the log behind it, then what is free.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use penstock_bdev::Io;
+use penstock_reactor::hash::FixedMap;
+
+use super::commit::ops_of;
+use super::tables::Tables;
+use super::{Core, Lane, LaneOptions, LanePlace, checkpoint};
+use crate::alloc::Free;
+use crate::egroup::{HeaderCache, Owner};
+use crate::flow::{DiskError, Flow};
+use crate::format::checkpoint::{MetaKind, MetaOp};
+use crate::format::log::{RECORD_CONTINUED, RECORD_MORE, RecordHeader, RecordKind};
+use crate::id::{BLOCK_BYTES, DiskNo, EgroupId, LaneNo, Lsn, ShardId, index};
+use crate::log::{Log, ReplayError, replay};
+use crate::map::NodeCache;
+use crate::state::{State, StateError};
+
+/// Why a lane cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaneError {
+    /// A disk failed.
+    #[error("lane: {0}")]
+    Disk(#[from] DiskError),
+    /// No checkpoint is sound.
+    #[error("lane {}: neither checkpoint is sound ({damaged} damaged); rebuild it with penstock rescue", lane.0)]
+    NoCheckpoint {
+        /// The lane.
+        lane: LaneNo,
+        /// Slots with a damaged checkpoint.
+        damaged: usize,
+    },
+    /// The log cannot be replayed.
+    #[error(transparent)]
+    Log(#[from] ReplayError),
+    /// Checkpoint and log do not fit each other.
+    #[error("lane {}: {source}", lane.0)]
+    State {
+        /// The lane.
+        lane: LaneNo,
+        /// What does not fit.
+        #[source]
+        source: StateError,
+    },
+    /// Two egroups have the same space, or one is outside of the lane's regions.
+    #[error("lane {}: the space of egroup {egroup} is not the lane's, or another's too; run penstock fsck", lane.0)]
+    Space {
+        /// The lane.
+        lane: LaneNo,
+        /// The egroup.
+        egroup: EgroupId,
+    },
+    /// A region is another lane's.
+    #[error("lane {}: region {region} of disk {} is another lane's; run penstock fsck", lane.0, disk.0)]
+    Region {
+        /// The lane.
+        lane: LaneNo,
+        /// The disk.
+        disk: DiskNo,
+        /// The region.
+        region: u32,
+    },
+    /// No memory for buffers.
+    #[error("lane {}: there are no buffers for its log; give the daemon more memory", lane.0)]
+    NoBuffers {
+        /// The lane.
+        lane: LaneNo,
+    },
+}
+
+/// What opening found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenReport {
+    /// Records that were read from the log.
+    pub records: u64,
+    /// The log had a torn end, which was cut off.
+    pub torn: bool,
+    /// Checkpoint slots that were damaged.
+    pub damaged_checkpoints: usize,
+}
+
+/// A state that is being rebuilt.
+struct Recovery {
+    state: State,
+    tables: Tables,
+    group: Vec<MetaOp>,
+    records: u64,
+    shard_lsns: FixedMap<ShardId, u64>,
+    error: Option<StateError>,
+}
+
+impl Lane {
+    /// Opens a lane. All lanes of a pool are opened before the first of them is written to, so that each has its
+    /// regions. `life` is a random number.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn open(
+        flow: &Flow,
+        place: &LanePlace,
+        options: &LaneOptions,
+        life: u64,
+    ) -> Result<(Self, OpenReport), LaneError> {
+        let lane = place.log.lane;
+        let (found, damaged_checkpoints) = checkpoint::read(flow, place).await?;
+        let Some(found) = found else {
+            return Err(LaneError::NoCheckpoint { lane, damaged: damaged_checkpoints });
+        };
+        let mut state = State::new();
+        for op in &found.ops {
+            state.apply(op).map_err(|source| LaneError::State { lane, source })?;
+        }
+        (state.lsn, state.drained) = (found.state_lsn, found.drained);
+        state.next_egroup = state.next_egroup.max(found.next_egroup);
+        let tables = Tables::new(options.table_blocks.max(1024));
+        let shard_lsns = FixedMap::default();
+        let mut recovery = Recovery { state, tables, group: Vec::new(), records: 0, shard_lsns, error: None };
+        let at_least = Lsn(found.state_lsn.max(found.drained).0 + 1);
+        let visit = |lsn, header: &RecordHeader, payload: &[u8]| recovery.visit(lsn, header, payload);
+        let end = replay(flow, &place.log, found.replay_from, at_least, visit).await?;
+        if let Some(source) = recovery.error {
+            return Err(LaneError::State { lane, source });
+        }
+        let Recovery { state, tables, records, shard_lsns, .. } = recovery;
+        let free = free_space(place, &state)?;
+        let write_cache =
+            place.disks.get(usize::from(place.log.disk_no.0)).is_none_or(|disk| disk.write_cache);
+        let torn = end.torn;
+        let log =
+            Log::open(place.log, end.position, found.replay_from.segment, life, write_cache, end.begins);
+        let log = log.ok_or(LaneError::NoBuffers { lane })?;
+        let core = Core {
+            owner: Owner { pool: place.log.pool, lane },
+            place: place.clone(),
+            flow: flow.clone(),
+            disks: place.disks.clone(),
+            log,
+            state,
+            free,
+            unrecorded: Vec::new(),
+            next_disk: 0,
+            tables,
+            nodes: NodeCache::new(options.nodes),
+            headers: HeaderCache::new(options.headers),
+            reads: (0..options.reads).map(|_| None).collect(),
+            free_reads: (0..options.reads).rev().collect(),
+            read_ios: (0..options.reads).map(|_| Io::boxed()).collect(),
+            acks: VecDeque::with_capacity(super::ACKS_MAX),
+            done: VecDeque::with_capacity(super::ACKS_MAX + index(options.reads)),
+            pins: FixedMap::default(),
+            doomed: Vec::new(),
+            waiters: Vec::new(),
+            committing: false,
+            full: false,
+            checkpoint: found.number,
+            shard_lsns,
+            checksum_errors: 0,
+            want_collect: false,
+            want_settle: false,
+            collected: Lsn(0),
+            checkpointed: found.state_lsn,
+        };
+        let lane = Self(Rc::new(RefCell::new(core)), flow.clone());
+        Ok((lane, OpenReport { records, torn, damaged_checkpoints }))
+    }
+}
+
+impl Recovery {
+    fn visit(&mut self, lsn: Lsn, header: &RecordHeader, payload: &[u8]) {
+        self.records += 1;
+        let (shard, block) = (header.shard(), header.block());
+        match header.kind() {
+            Ok(RecordKind::Meta) => return self.visit_ops(lsn, header.flags, payload),
+            Ok(RecordKind::Write | RecordKind::Zero) => {
+                let last = self.shard_lsns.entry(shard).or_insert(0);
+                *last = header.shard_lsn.get().max(*last);
+            }
+            Err(_) => return,
+        }
+        // In the maps already, or of a shard that was deleted later.
+        if lsn <= self.state.drained || !self.state.shards.contains_key(&shard) {
+            return;
+        }
+        let tables = &mut self.tables;
+        if header.kind() == Ok(RecordKind::Zero) {
+            return tables.active.zero(shard, block, header.blocks.get(), lsn, &mut tables.arena);
+        }
+        for (at, bytes) in payload.chunks_exact(BLOCK_BYTES).enumerate() {
+            let slot = tables.arena.take_or_grow();
+            tables.arena.block_mut(slot).copy_from_slice(bytes);
+            tables.active.put(shard, block.0 + at as u64, lsn, Some(slot), &mut tables.arena);
+        }
+    }
+
+    fn visit_ops(&mut self, lsn: Lsn, flags: u8, payload: &[u8]) {
+        if flags & RECORD_CONTINUED == 0 {
+            // What came before has no end: it never took effect.
+            self.group.clear();
+        }
+        self.group.extend(ops_of(payload));
+        if flags & RECORD_MORE != 0 {
+            return;
+        }
+        let ops = std::mem::take(&mut self.group);
+        if lsn > self.state.lsn {
+            for op in &ops {
+                if let Err(error) = self.state.apply(op) {
+                    self.error.get_or_insert(error);
+                }
+                if op.kind() == Ok(MetaKind::ShardDrop) {
+                    self.tables.forget_shard(ShardId(op.id.get()));
+                    self.shard_lsns.remove(&ShardId(op.id.get()));
+                }
+            }
+            self.state.lsn = lsn;
+            self.tables.forget(self.state.drained);
+        }
+        let taken = ops.iter().filter(|op| op.kind() == Ok(MetaKind::SnapshotTake));
+        let taken: Vec<(ShardId, u64)> = taken.map(|op| (ShardId(op.id.get()), op.b.get())).collect();
+        if !taken.is_empty() && lsn > self.state.drained {
+            self.tables.freeze_always(lsn);
+            if let Some(table) = self.tables.frozen.back_mut() {
+                table.snapshots = taken;
+            }
+        }
+    }
+}
+
+/// What the lane's egroups leave of its regions.
+fn free_space(place: &LanePlace, state: &State) -> Result<Vec<Free>, LaneError> {
+    let lane = place.log.lane;
+    let mut free = vec![Free::default(); place.disks.len()];
+    for (disk, region) in &state.regions {
+        let wrong = LaneError::Region { lane, disk: *disk, region: *region };
+        let Some(owner) = place.disks.get(usize::from(disk.0)) else { return Err(wrong) };
+        if !owner.regions.claim(*region, lane) {
+            return Err(wrong);
+        }
+        let (first, blocks) = owner.regions.blocks(*region);
+        if let Some(free) = free.get_mut(usize::from(disk.0)) {
+            free.give(first, blocks);
+        }
+    }
+    for (egroup, at) in &state.egroups {
+        let free = free.get_mut(usize::from(at.disk.0));
+        if !free.is_some_and(|free| free.take_at(at.first, u64::from(at.blocks))) {
+            return Err(LaneError::Space { lane, egroup: *egroup });
+        }
+    }
+    Ok(free)
+}

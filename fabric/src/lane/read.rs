@@ -1,0 +1,297 @@
+//! Reading: tables, then the map, then the device, verified.
+//!
+//! ```text
+//!   advance ─► in a table: copied ─┐
+//!      ▲  └──► a hole: zeroes ─────┼─► all blocks there ─► what was seen is durable ─► done
+//!      │  └──► Node / Header / Data: one device read ─► complete ─┘
+//! ```
+//!
+//! A read asks again from the tables on whenever it goes on, so that what was drained meanwhile is found where it is now. While a device read is
+//! under way its egroup is pinned: the space is not given to anybody else before the read is back.
+
+use std::rc::Rc;
+
+use penstock_bdev::{Io, IoFlags, IoStatus, Lba, Op};
+use penstock_reactor::mem::Buf;
+
+use super::Core;
+use crate::egroup::{Header, Piece, parse_header, piece, verify};
+use crate::flow::{DiskIo, Flow};
+use crate::format::egroup::EXTENT_BLOCKS_MAX;
+use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, Lsn, ShardId, VBlock, count32, index};
+use crate::map::{Found, Miss, NodeRef, Page, Root, lookup};
+
+/// Tags of device reads of the read machine; batches of the log are numbered far below.
+pub(super) const READ_TAG: u64 = 1 << 62;
+
+static ZEROES: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+
+/// What a read waits for; the completion of its device read moves it on.
+#[derive(Debug)]
+enum Wait {
+    /// Nothing: it goes on in the next turn (a buffer was missing).
+    Turn,
+    /// A node of the map.
+    Node { node: NodeRef, header: Rc<Header>, piece: Piece },
+    /// The header part of an egroup.
+    Header(EgroupId),
+    /// Blocks.
+    Data { id: EgroupId, header: Rc<Header>, piece: Piece },
+    /// That what it saw becomes durable.
+    Durable,
+}
+
+/// A host's read.
+#[derive(Debug)]
+pub(super) struct Read {
+    io: Box<Io>,
+    shard: ShardId,
+    snapshot: Option<u64>,
+    /// Blocks that are there.
+    done: u64,
+    /// The newest record that it saw.
+    seen: Lsn,
+    wait: Wait,
+}
+
+enum Next {
+    Done,
+    Wait(Wait),
+    Failed(IoStatus),
+}
+
+impl Core {
+    /// Takes a read.
+    ///
+    /// # Errors
+    /// The I/O, when as many are under way as may be.
+    pub(super) fn submit_read(
+        &mut self,
+        shard: ShardId,
+        snapshot: Option<u64>,
+        io: Box<Io>,
+    ) -> Result<(), Box<Io>> {
+        let Some(slot) = self.free_reads.pop() else { return Err(io) };
+        let read = Read { io, shard, snapshot, done: 0, seen: Lsn(0), wait: Wait::Turn };
+        self.advance(slot, read);
+        Ok(())
+    }
+
+    /// Goes on with reads that wait for a buffer or for durability.
+    pub(super) fn turn_reads(&mut self) {
+        for slot in 0..count32(self.reads.len()) {
+            let waiting = self.reads.get_mut(index(slot));
+            let Some(waiting) = waiting.filter(|read| {
+                read.as_ref().is_some_and(|read| matches!(read.wait, Wait::Turn | Wait::Durable))
+            }) else {
+                continue;
+            };
+            if let Some(read) = waiting.take() {
+                self.advance(slot, read);
+            }
+        }
+    }
+
+    /// Takes back a device read.
+    pub(super) fn complete_read(&mut self, mut io: DiskIo) {
+        let slot = u32::try_from(io.io.tag & !READ_TAG).unwrap_or(u32::MAX);
+        let Some(mut read) = self.reads.get_mut(index(slot)).and_then(Option::take) else {
+            panic!("a device read came back that nobody waits for")
+        };
+        let (status, buf) = (io.io.status, io.io.data.take_single());
+        self.read_ios.push(io.io);
+        let outcome = match (status, buf) {
+            (IoStatus::Success, Some(buf)) => self.take_in(&mut read, buf),
+            _ => {
+                self.unpin_wait(&read.wait);
+                Err(IoStatus::ReadError)
+            }
+        };
+        match outcome {
+            Ok(()) => self.advance(slot, read),
+            Err(status) => self.end_read(slot, read, status),
+        }
+    }
+
+    fn take_in(&mut self, read: &mut Read, buf: Buf) -> Result<(), IoStatus> {
+        self.unpin_wait(&read.wait);
+        match std::mem::replace(&mut read.wait, Wait::Turn) {
+            Wait::Header(id) => {
+                // Transformed or dropped meanwhile: it is looked up again.
+                let Some(egroup) = self.state.egroups.get(&id).copied() else { return Ok(()) };
+                match parse_header(&self.owner, id, &egroup, buf) {
+                    Ok(header) => self.headers.insert(id, egroup.generation, Rc::new(header)),
+                    Err(error) => return Err(self.damaged(error.status())),
+                }
+            }
+            Wait::Node { node, header, piece } => {
+                let sound = verify(&header, &piece, &buf);
+                let page = Page::parse(&self.owner.node_identity(&node), node.crc, &buf);
+                match page {
+                    Ok(page) if sound => self.nodes.insert(&node, page),
+                    _ => return Err(self.damaged(IoStatus::ChecksumError)),
+                }
+            }
+            Wait::Data { header, piece, .. } => {
+                if !verify(&header, &piece, &buf) {
+                    return Err(self.damaged(IoStatus::ChecksumError));
+                }
+                let at = usize::try_from(read.done).unwrap_or(usize::MAX) * BLOCK_BYTES;
+                read.io.data.copy_in(at, &buf);
+                read.done += u64::from(piece.blocks);
+            }
+            Wait::Turn | Wait::Durable => panic!("a read that waits for no device got something from it"),
+        }
+        Ok(())
+    }
+
+    fn damaged(&mut self, status: IoStatus) -> IoStatus {
+        self.checksum_errors += 1;
+        status
+    }
+
+    fn unpin_wait(&mut self, wait: &Wait) {
+        match wait {
+            Wait::Header(id) | Wait::Data { id, .. } => self.unpin(*id),
+            Wait::Node { node, .. } => self.unpin(node.egroup),
+            Wait::Turn | Wait::Durable => {}
+        }
+    }
+
+    fn advance(&mut self, slot: u32, mut read: Read) {
+        match self.next(slot, &mut read) {
+            Next::Done => self.end_read(slot, read, IoStatus::Success),
+            Next::Failed(status) => self.end_read(slot, read, status),
+            Next::Wait(wait) => {
+                read.wait = wait;
+                if let Some(place) = self.reads.get_mut(index(slot)) {
+                    *place = Some(read);
+                }
+            }
+        }
+    }
+
+    fn end_read(&mut self, slot: u32, mut read: Read, status: IoStatus) {
+        read.io.status = status;
+        self.done.push_back(read.io);
+        self.free_reads.push(slot);
+    }
+
+    /// Goes on until something must be waited for.
+    fn next(&mut self, slot: u32, read: &mut Read) -> Next {
+        let Some(root) = self.root_for(read) else { return Next::Failed(IoStatus::Gone) };
+        let Some(root) = root else { return Next::Failed(IoStatus::NotReady) };
+        while read.done < u64::from(read.io.blocks) {
+            if self.copy_from_tables(read) {
+                continue;
+            }
+            let block = VBlock(read.io.lba.0 + read.done);
+            match lookup(&self.nodes, root, block) {
+                Err(Miss(node)) => return self.fetch_node(slot, node),
+                Ok(Found::Hole { blocks }) => {
+                    let blocks = self.not_in_tables(read, blocks.max(1));
+                    for _ in 0..blocks {
+                        let at = usize::try_from(read.done).unwrap_or(usize::MAX) * BLOCK_BYTES;
+                        read.io.data.copy_in(at, &ZEROES);
+                        read.done += 1;
+                    }
+                }
+                Ok(Found::Run { egroup, extent, first, blocks }) => {
+                    let blocks = self.not_in_tables(read, blocks);
+                    return self.fetch_data(slot, egroup, extent, first, blocks);
+                }
+            }
+        }
+        if read.seen < self.log.durable_end().lsn {
+            return Next::Done;
+        }
+        // What is not durable yet has not happened; a host that saw it would see it vanish in a power cut.
+        if self.log.failed().is_some() {
+            Next::Failed(IoStatus::ReadError)
+        } else {
+            Next::Wait(Wait::Durable)
+        }
+    }
+
+    /// The map to read from; `Some(None)`: the snapshot is being made.
+    fn root_for(&self, read: &Read) -> Option<Option<Root>> {
+        let shard = self.state.shards.get(&read.shard)?;
+        match read.snapshot {
+            None => Some(Some(shard.root)),
+            Some(number) => shard.snapshots.get(&number).map(|snapshot| snapshot.root),
+        }
+    }
+
+    fn copy_from_tables(&self, read: &mut Read) -> bool {
+        if read.snapshot.is_some() {
+            return false;
+        }
+        let Some(cell) = self.tables.get(read.shard, read.io.lba.0 + read.done) else { return false };
+        let bytes = cell.slot.map_or(&ZEROES[..], |slot| self.tables.arena.block(slot));
+        let at = usize::try_from(read.done).unwrap_or(usize::MAX) * BLOCK_BYTES;
+        read.io.data.copy_in(at, bytes);
+        read.done += 1;
+        read.seen = read.seen.max(cell.lsn);
+        true
+    }
+
+    /// How many of the next `blocks` blocks are in no table, the first of them being none.
+    fn not_in_tables(&self, read: &Read, blocks: u64) -> u64 {
+        let blocks = blocks.min(u64::from(read.io.blocks) - read.done);
+        if read.snapshot.is_some() {
+            return blocks;
+        }
+        let first = read.io.lba.0 + read.done;
+        let found = (1..blocks).find(|at| self.tables.get(read.shard, first + at).is_some());
+        found.unwrap_or(blocks)
+    }
+
+    fn fetch_node(&mut self, slot: u32, node: NodeRef) -> Next {
+        let Some(egroup) = self.state.egroups.get(&node.egroup).copied() else {
+            return Next::Failed(IoStatus::Internal);
+        };
+        let Some(header) = self.headers.get(node.egroup, egroup.generation) else {
+            return self.fetch_header(slot, node.egroup);
+        };
+        let Some(piece) = piece(&egroup, &header, node.extent, 0, 1) else {
+            return Next::Failed(IoStatus::Internal);
+        };
+        let wait = Wait::Node { node, header, piece };
+        self.fetch(slot, node.egroup, piece.at.0, 1, wait)
+    }
+
+    fn fetch_header(&mut self, slot: u32, id: EgroupId) -> Next {
+        let Some(egroup) = self.state.egroups.get(&id).copied() else {
+            return Next::Failed(IoStatus::Internal);
+        };
+        self.fetch(slot, id, egroup.first.0, egroup.header_blocks, Wait::Header(id))
+    }
+
+    fn fetch_data(&mut self, slot: u32, id: EgroupId, extent: ExtentNo, first: u8, blocks: u64) -> Next {
+        debug_assert!(blocks <= EXTENT_BLOCKS_MAX as u64);
+        let Some(egroup) = self.state.egroups.get(&id).copied() else {
+            return Next::Failed(IoStatus::Internal);
+        };
+        let Some(header) = self.headers.get(id, egroup.generation) else {
+            return self.fetch_header(slot, id);
+        };
+        let piece = piece(&egroup, &header, extent, first, blocks);
+        let Some(piece) = piece else { return Next::Failed(IoStatus::Internal) };
+        self.fetch(slot, id, piece.at.0, u32::from(piece.blocks), Wait::Data { id, header, piece })
+    }
+
+    fn fetch(&mut self, slot: u32, id: EgroupId, first: u64, blocks: u32, wait: Wait) -> Next {
+        let Some(disk) =
+            self.state.egroups.get(&id).and_then(|egroup| self.disks.get(usize::from(egroup.disk.0)))
+        else {
+            return Next::Failed(IoStatus::Internal);
+        };
+        let Some(buf) = Buf::alloc(index(blocks) * BLOCK_BYTES) else { return Next::Wait(Wait::Turn) };
+        let mut io = self.read_ios.pop().unwrap_or_else(Io::boxed);
+        io.set(READ_TAG | u64::from(slot), Op::Read, IoFlags::NONE, Lba(first), blocks);
+        io.data.push(buf);
+        Flow::push(&self.flow, DiskIo { disk: disk.at, io });
+        self.pin(id);
+        Next::Wait(wait)
+    }
+}

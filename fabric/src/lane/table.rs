@@ -1,0 +1,193 @@
+//! What was written and is not in the maps yet: the newest version of each block, by tables.
+//!
+//! Writes go to the active table. When it is large enough, or where a snapshot is taken, it is frozen: no write changes it any more, and
+//! the drain moves it to egroups as a whole. A lookup asks the tables from the newest to the oldest, then the map.
+
+use penstock_reactor::hash::FixedMap;
+
+use crate::id::{BLOCK_BYTES, Lsn, ShardId, VBlock, count32, index};
+
+/// A zero of at most so many blocks is kept block by block; a longer one as a range.
+pub(super) const ZERO_CELLS_MAX: u64 = 16;
+/// Ranges of one table at most; every lookup looks at all of them.
+pub(super) const RANGES_MAX: usize = 64;
+
+/// A block of memory per block of data.
+#[derive(Debug, Default)]
+pub(super) struct Arena {
+    blocks: Vec<Box<[u8; BLOCK_BYTES]>>,
+    free: Vec<u32>,
+}
+
+impl Arena {
+    pub(super) fn new(blocks: u32) -> Self {
+        let free = (0..blocks).rev().collect();
+        Self { blocks: (0..blocks).map(|_| Box::new([0; BLOCK_BYTES])).collect(), free }
+    }
+
+    pub(super) fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    pub(super) fn take(&mut self) -> Option<u32> {
+        self.free.pop()
+    }
+
+    /// As [`Self::take`], with more memory where there is none: when a log is replayed, all of it finds room.
+    pub(super) fn take_or_grow(&mut self) -> u32 {
+        self.take().unwrap_or_else(|| {
+            self.blocks.push(Box::new([0; BLOCK_BYTES]));
+            count32(self.blocks.len() - 1)
+        })
+    }
+
+    pub(super) fn give(&mut self, slot: u32) {
+        self.free.push(slot);
+    }
+
+    pub(super) fn block(&self, slot: u32) -> &[u8] {
+        self.blocks.get(index(slot)).map_or(&[], |block| &block[..])
+    }
+
+    pub(super) fn block_mut(&mut self, slot: u32) -> &mut [u8] {
+        self.blocks.get_mut(index(slot)).map_or(&mut [], |block| &mut block[..])
+    }
+}
+
+/// The newest version of a block.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cell {
+    pub(super) lsn: Lsn,
+    /// Where its contents are; `None`: it is zero and needs no space.
+    pub(super) slot: Option<u32>,
+}
+
+/// Blocks that are zero, unless written later.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ZeroRange {
+    pub(super) shard: ShardId,
+    pub(super) first: u64,
+    pub(super) end: u64,
+    pub(super) lsn: Lsn,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    cells: FixedMap<(ShardId, u64), Cell>,
+    ranges: Vec<ZeroRange>,
+    /// Frozen: all records up to here are in this table or an older one.
+    pub(super) end: Lsn,
+    /// The snapshots that were taken when it was frozen.
+    pub(super) snapshots: Vec<(ShardId, u64)>,
+    /// Blocks of memory that it holds.
+    pub(super) slots: usize,
+}
+
+impl Table {
+    /// A table with room for `cells` cells without allocating.
+    pub(super) fn with_room(cells: usize) -> Self {
+        let mut table = Self::default();
+        table.cells.reserve(cells);
+        table.ranges.reserve(RANGES_MAX);
+        table
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.cells.is_empty() && self.ranges.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.cells.len()
+    }
+
+    pub(super) fn has_room_for_range(&self) -> bool {
+        self.ranges.len() < RANGES_MAX
+    }
+
+    /// Notes that `block` is in `slot`; gives a slot that it had before back.
+    #[inline]
+    pub(super) fn put(&mut self, shard: ShardId, block: u64, lsn: Lsn, slot: Option<u32>, arena: &mut Arena) {
+        let old = self.cells.insert((shard, block), Cell { lsn, slot }).and_then(|old| old.slot);
+        self.slots += usize::from(slot.is_some());
+        if let Some(old) = old {
+            arena.give(old);
+            self.slots -= 1;
+        }
+    }
+
+    pub(super) fn put_range(&mut self, range: ZeroRange) {
+        self.ranges.push(range);
+    }
+
+    /// Notes that blocks are zero, by cells or by a range.
+    pub(super) fn zero(&mut self, shard: ShardId, block: VBlock, blocks: u64, lsn: Lsn, arena: &mut Arena) {
+        let end = block.0.saturating_add(blocks);
+        if blocks > ZERO_CELLS_MAX {
+            return self.put_range(ZeroRange { shard, first: block.0, end, lsn });
+        }
+        (block.0..end).for_each(|block| self.put(shard, block, lsn, None, arena));
+    }
+
+    /// The newest version of a block in this table.
+    #[inline]
+    pub(super) fn get(&self, shard: ShardId, block: u64) -> Option<Cell> {
+        let cell = self.cells.get(&(shard, block)).copied();
+        if self.ranges.is_empty() {
+            return cell;
+        }
+        let covers = |range: &&ZeroRange| range.shard == shard && (range.first..range.end).contains(&block);
+        let zero = self.ranges.iter().filter(covers).map(|range| Cell { lsn: range.lsn, slot: None });
+        cell.into_iter().chain(zero).max_by_key(|cell| cell.lsn)
+    }
+
+    /// The shards and blocks with cells that no later range covers, in order.
+    pub(super) fn sorted(&self) -> Vec<(ShardId, u64, Cell)> {
+        let current = |(&(shard, block), cell): (&(ShardId, u64), &Cell)| {
+            let newest = self.get(shard, block)?;
+            (newest.lsn == cell.lsn).then_some((shard, block, *cell))
+        };
+        let mut cells: Vec<_> = self.cells.iter().filter_map(current).collect();
+        cells.sort_unstable_by_key(|(shard, block, _)| (*shard, *block));
+        cells
+    }
+
+    pub(super) fn ranges(&self) -> &[ZeroRange] {
+        &self.ranges
+    }
+
+    /// Forgets everything up to `lsn`.
+    pub(super) fn forget(&mut self, lsn: Lsn, arena: &mut Arena) {
+        let slots = &mut self.slots;
+        self.cells.retain(|_, cell| {
+            let keep = cell.lsn > lsn;
+            if let (false, Some(slot)) = (keep, cell.slot) {
+                arena.give(slot);
+                *slots -= 1;
+            }
+            keep
+        });
+        self.ranges.retain(|range| range.lsn > lsn);
+    }
+
+    /// Forgets everything and keeps its room.
+    pub(super) fn clear(&mut self, arena: &mut Arena) {
+        self.forget(Lsn(u64::MAX), arena);
+        self.snapshots.clear();
+        self.end = Lsn(0);
+    }
+
+    /// Forgets a shard.
+    pub(super) fn forget_shard(&mut self, shard: ShardId, arena: &mut Arena) {
+        let slots = &mut self.slots;
+        self.cells.retain(|(of, _), cell| {
+            if *of == shard
+                && let Some(slot) = cell.slot
+            {
+                arena.give(slot);
+                *slots -= 1;
+            }
+            *of != shard
+        });
+        self.ranges.retain(|range| range.shard != shard);
+    }
+}

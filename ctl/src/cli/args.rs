@@ -260,6 +260,30 @@ pub(crate) enum NvmfCommand {
         /// Address and port
         address: SocketAddr,
     },
+    /// Discovery services elsewhere that hosts are told of
+    Referrals,
+    /// Tell hosts of a discovery service elsewhere
+    Refer {
+        /// Address and port
+        address: SocketAddr,
+        /// Its NQN (default: the well-known one)
+        #[arg(long)]
+        nqn: Option<String>,
+        /// Only tell this host
+        #[arg(long, value_name = "NQN")]
+        host: Vec<String>,
+        /// It wants TLS
+        #[arg(long)]
+        tls: bool,
+    },
+    /// End that
+    Unrefer {
+        /// Address and port
+        address: SocketAddr,
+        /// Its NQN (default: the well-known one)
+        #[arg(long)]
+        nqn: Option<String>,
+    },
     /// The addresses of a subsystem, with the states of their ANA groups
     Paths {
         /// The subsystem's NQN

@@ -38,6 +38,19 @@ pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: NvmfCommand) 
         NvmfCommand::Unlisten { nqn, address } => {
             done(client, out, "nvmf_subsystem_remove_listener", listener(&nqn, address))
         }
+        NvmfCommand::Referrals => {
+            let value = client.call("nvmf_discovery_get_referrals", json!({}))?;
+            out.show(&value, referrals)
+        }
+        NvmfCommand::Refer { address, nqn, host, tls } => {
+            let address = address_of(address);
+            let params = json!({"address": address, "subnqn": nqn, "hosts": host, "secure_channel": tls});
+            done(client, out, "nvmf_discovery_add_referral", params)
+        }
+        NvmfCommand::Unrefer { address, nqn } => {
+            let params = json!({"address": address_of(address), "subnqn": nqn});
+            done(client, out, "nvmf_discovery_remove_referral", params)
+        }
         NvmfCommand::Paths { nqn } => {
             let value = client.call("nvmf_subsystem_get_listeners", json!({"nqn": nqn}))?;
             out.show(&value, paths)
@@ -97,10 +110,13 @@ fn create(
 }
 
 fn listener(nqn: &str, address: SocketAddr) -> Value {
+    json!({"nqn": nqn, "listen_address": address_of(address)})
+}
+
+fn address_of(address: SocketAddr) -> Value {
     let adrfam = if address.is_ipv4() { "IPv4" } else { "IPv6" };
     let (traddr, trsvcid) = (address.ip().to_string(), address.port().to_string());
-    let address = json!({"trtype": "TCP", "adrfam": adrfam, "traddr": traddr, "trsvcid": trsvcid});
-    json!({"nqn": nqn, "listen_address": address})
+    json!({"trtype": "TCP", "adrfam": adrfam, "traddr": traddr, "trsvcid": trsvcid})
 }
 
 fn host_call(nqn: &str, host: &str, method: &'static str, allow: bool) -> (&'static str, Value) {
@@ -128,6 +144,30 @@ fn list(value: &Value) -> String {
         table.row([text_of(subsystem, "nqn"), addresses, hosts, namespaces]);
     }
     table.text("no subsystems")
+}
+
+fn referrals(value: &Value) -> String {
+    let mut table = Table::new(&["ADDRESS", "NQN", "TLS", "HOSTS"], 4);
+    for one in elements(value) {
+        let hosts = match one.get("allow_any_host") {
+            Some(Value::Bool(true)) => "any".to_owned(),
+            _ => one
+                .get("hosts")
+                .map(elements)
+                .unwrap_or_default()
+                .iter()
+                .map(shown)
+                .collect::<Vec<_>>()
+                .join(", "),
+        };
+        let address = one.get("address").map(text_of_address).unwrap_or_default();
+        table.row([address, text_of(one, "subnqn"), text_of(one, "secure_channel"), hosts]);
+    }
+    table.text("no referrals")
+}
+
+fn shown(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// Groups of the same state are told together: there may be a thousand.

@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, watch};
 use crate::daemon::config::{Call, Calls};
 use crate::daemon::events::Notes;
 use crate::daemon::logging::Log;
+use crate::daemon::mdns::{MdnsError, Publication};
 use crate::daemon::reservations::ReservationFile;
 use crate::daemon::state;
 use crate::daemon::stats::Baselines;
@@ -75,6 +76,8 @@ pub struct App {
     pub(crate) histograms: RefCell<EnabledSet>,
     /// The methods.
     pub table: Table<Rc<Self>>,
+    /// The publication of the discovery service, where it is asked for.
+    mdns: RefCell<Option<Publication>>,
     state: Option<PathBuf>,
     _subscription: Subscription,
     initialised: watch::Sender<bool>,
@@ -117,6 +120,7 @@ impl App {
             notes,
             baselines: RefCell::default(),
             histograms: RefCell::default(),
+            mdns: RefCell::default(),
             table: methods::table(),
             state: parts.state,
             _subscription: subscription,
@@ -180,6 +184,7 @@ impl App {
         }
         let _one_at_a_time = self.changing.lock().await;
         let result = method.call(Rc::clone(self), params).await?;
+        self.follow_mdns();
         self.save(name).await?;
         Ok(result)
     }
@@ -211,8 +216,44 @@ impl App {
     pub async fn restore(self: &Rc<Self>, calls: &Calls) -> Result<(), (String, RpcError)> {
         self.restoring.set(true);
         let done = self.replay(calls).await;
+        self.follow_mdns();
         self.restoring.set(false);
         done
+    }
+
+    /// Publishes the discovery service by mDNS, if it is not yet.
+    ///
+    /// # Errors
+    /// The network cannot be had for it, or the library refuses.
+    pub fn publish_mdns(&self) -> Result<(), MdnsError> {
+        let mut mdns = self.mdns.borrow_mut();
+        if mdns.is_none() {
+            let mut publication = Publication::begin()?;
+            let (nqn, addrs) = self.target.discovery_service();
+            publication.update(nqn.as_str(), &addrs)?;
+            *mdns = Some(publication);
+        }
+        Ok(())
+    }
+
+    /// Ends that.
+    pub fn stop_mdns(&self) {
+        *self.mdns.borrow_mut() = None;
+    }
+
+    /// Whether it is published.
+    pub(crate) fn publishes_mdns(&self) -> bool {
+        self.mdns.borrow().is_some()
+    }
+
+    /// What is published follows the listeners.
+    fn follow_mdns(&self) {
+        if let Some(publication) = self.mdns.borrow_mut().as_mut() {
+            let (nqn, addrs) = self.target.discovery_service();
+            if let Err(error) = publication.update(nqn.as_str(), &addrs) {
+                tracing::warn!(%error, "what mDNS publishes is not up to date");
+            }
+        }
     }
 
     /// Where the live configuration is kept.

@@ -13,6 +13,7 @@ pub mod app;
 pub mod config;
 pub mod events;
 pub mod logging;
+pub mod mdns;
 pub mod options;
 pub mod reactors;
 pub mod reservations;

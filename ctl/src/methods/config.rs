@@ -189,6 +189,8 @@ fn vhost(app: &Rc<App>) -> Vec<Call> {
 
 fn nvmf(app: &Rc<App>) -> Vec<Call> {
     let calls = app.target.config_calls().into_iter();
+    let publish = app.publishes_mdns().then(|| ("nvmf_publish_mdns_prr", json!({})));
+    let calls = calls.chain(publish);
     calls.map(|(method, params)| Call { method: method.to_owned(), params: Some(params) }).collect()
 }
 

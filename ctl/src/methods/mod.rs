@@ -11,6 +11,7 @@ pub mod iscsi;
 pub mod log;
 pub mod nvme;
 pub mod nvmf;
+pub mod nvmf_discovery;
 pub mod nvmf_path;
 pub mod reactor;
 pub mod trace;
@@ -37,6 +38,7 @@ pub fn table() -> Table<Rc<App>> {
     filter::add(&mut table);
     nvme::add(&mut table);
     nvmf::add(&mut table);
+    nvmf_discovery::add(&mut table);
     nvmf_path::add(&mut table);
     iscsi::add(&mut table);
     vhost::add(&mut table);

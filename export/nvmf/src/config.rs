@@ -33,6 +33,10 @@ pub const HOSTS_MAX: usize = 4096;
 pub const LISTENERS_MAX: usize = 64;
 /// Portals (addresses listened on) of one target at most.
 pub const PORTALS_MAX: usize = 256;
+/// Referrals of one target at most.
+pub const REFERRALS_MAX: usize = 64;
+/// Hosts of one referral at most.
+pub const REFERRAL_HOSTS_MAX: usize = 1024;
 /// Serial number, in bytes of printable ASCII.
 pub const SERIAL_LEN_MAX: usize = 20;
 /// Model number, in bytes of printable ASCII.
@@ -163,6 +167,8 @@ pub enum DuplicateHost {
 pub struct SubsystemConfig {
     /// Its name.
     pub nqn: Nqn,
+    /// Another name of it: the unique NQN of a discovery subsystem.
+    pub alias: Option<Nqn>,
     /// What it offers.
     pub kind: SubsystemKind,
     /// Grows by one with every change.
@@ -211,6 +217,7 @@ impl SubsystemConfig {
     pub fn new(nqn: Nqn, kind: SubsystemKind) -> Self {
         Self {
             nqn,
+            alias: None,
             kind,
             generation: 1,
             serial_number: "00000000000000000000".to_owned(),
@@ -237,6 +244,12 @@ impl SubsystemConfig {
     #[must_use]
     pub fn allows(&self, host: &Nqn) -> bool {
         self.allow_any_host || self.hosts.contains_key(host)
+    }
+
+    /// Whether it goes by that name.
+    #[must_use]
+    pub fn is_named(&self, nqn: &Nqn) -> bool {
+        self.nqn == *nqn || self.alias.as_ref() == Some(nqn)
     }
 
     /// Whether the subsystem can be reached at the portal.
@@ -281,6 +294,33 @@ impl SubsystemConfig {
     }
 }
 
+/// A discovery service elsewhere that hosts are told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Referral {
+    /// Address and port, over TCP.
+    pub addr: SocketAddr,
+    /// Its NQN.
+    pub subnqn: Nqn,
+    /// Whether it wants TLS.
+    pub secure_channel: bool,
+    /// Whether every host is told of it.
+    pub allow_any_host: bool,
+    /// Hosts that are told of it otherwise.
+    pub hosts: BTreeSet<Nqn>,
+}
+
+/// Which listeners a host is shown: those that agree with the one that it has come by in all that is set. (The transport
+/// always agrees: there is one.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiscoveryFilter {
+    /// Transport type.
+    pub transport: bool,
+    /// Address; "any address" agrees with all.
+    pub address: bool,
+    /// Port.
+    pub svcid: bool,
+}
+
 /// Everything that the discovery service can show, as of one generation counter.
 #[derive(Debug, Clone, Default)]
 pub struct DiscoveryConfig {
@@ -290,6 +330,12 @@ pub struct DiscoveryConfig {
     pub subsystems: Vec<Arc<SubsystemConfig>>,
     /// Listeners of the discovery subsystem itself.
     pub listeners: Vec<ListenerConfig>,
+    /// Its unique NQN, where it has one beside the well-known one.
+    pub nqn: Option<Nqn>,
+    /// Discovery services elsewhere.
+    pub referrals: Vec<Referral>,
+    /// What is left out.
+    pub filter: DiscoveryFilter,
     /// Admin queue entries that a controller offers (ASQSZ).
     pub admin_queue_entries: u16,
 }

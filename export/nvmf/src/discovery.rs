@@ -6,15 +6,17 @@
 use std::net::{IpAddr, SocketAddr};
 
 use penstock_spec::nvmf::Nqn;
-use penstock_spec::nvmf::connect::CNTLID_DYNAMIC;
+use penstock_spec::nvmf::connect::{ADMIN_QUEUE_ENTRIES_MIN, CNTLID_DYNAMIC};
 use penstock_spec::nvmf::discovery::{
     AdrFam, DiscoveryLogEntry, DiscoveryLogHdr, EFlags, SecType, SubType, TReq,
 };
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U64};
 
-use crate::config::{DiscoveryConfig, ListenerConfig};
+use crate::config::{DiscoveryConfig, DiscoveryFilter, ListenerConfig, Referral};
 
+/// TREQ.SC: a secure channel is required.
+const SECURE_CHANNEL_REQUIRED: u8 = 1;
 /// TREQ.SC: a secure channel is not required, there is none.
 const SECURE_CHANNEL_NOT_REQUIRED: u8 = 2;
 
@@ -28,16 +30,41 @@ pub fn entries(config: &DiscoveryConfig, host: &Nqn, local: SocketAddr) -> Vec<D
     let here = ListenerConfig::tcp(0, local);
     let own_listeners =
         if config.listeners.is_empty() { std::slice::from_ref(&here) } else { &config.listeners };
-    for listener in own_listeners {
-        let nqn = Nqn::discovery();
+    let shown = |listener: &&ListenerConfig| is_shown(config.filter, listener.addr, local);
+    for listener in own_listeners.iter().filter(shown) {
+        let nqn = config.nqn.unwrap_or_else(Nqn::discovery);
         list.push(entry(listener, &nqn, SubType::CURRENT_DISCOVERY, own, asqsz, local));
     }
     for subsystem in config.subsystems.iter().filter(|subsystem| subsystem.allows(host)) {
-        for listener in &subsystem.listeners {
+        for listener in subsystem.listeners.iter().filter(shown) {
             list.push(entry(listener, &subsystem.nqn, SubType::NVM, EFlags(0), asqsz, local));
         }
     }
+    let told = |referral: &&Referral| referral.allow_any_host || referral.hosts.contains(host);
+    list.extend(config.referrals.iter().filter(told).map(referral_entry));
     list
+}
+
+/// Whether the filter lets a host see a listener that has reached the service at `local`.
+fn is_shown(filter: DiscoveryFilter, addr: SocketAddr, local: SocketAddr) -> bool {
+    let (ip, here) = (addr.ip().to_canonical(), local.ip().to_canonical());
+    let address = !filter.address || ip == here || (ip.is_unspecified() && (ip.is_ipv6() || here.is_ipv4()));
+    address && (!filter.svcid || addr.port() == local.port())
+}
+
+/// Another service: its port is not one of this target's, and its queues are as small as they may be.
+fn referral_entry(referral: &Referral) -> DiscoveryLogEntry {
+    let listener = ListenerConfig::tcp(0, referral.addr);
+    let subtype = SubType::DISCOVERY;
+    let asqsz = ADMIN_QUEUE_ENTRIES_MIN;
+    let mut entry = entry(&listener, &referral.subnqn, subtype, EFlags(0), asqsz, referral.addr);
+    if referral.secure_channel {
+        entry.treq = TReq(0).with_secure_channel(SECURE_CHANNEL_REQUIRED).0;
+        if let Some(sectype) = entry.tsas.first_mut() {
+            *sectype = SecType::TLS13.0;
+        }
+    }
+    entry
 }
 
 /// The log page: header and entries.
@@ -118,7 +145,7 @@ mod tests {
         closed.hosts.insert(nqn("friend"), HostConfig { nqn: nqn("friend") });
         closed.listeners = vec![listener(1, "0.0.0.0:4420")];
         let subsystems = vec![Arc::new(open), Arc::new(closed)];
-        DiscoveryConfig { genctr: 7, subsystems, listeners: Vec::new(), admin_queue_entries: 128 }
+        DiscoveryConfig { genctr: 7, subsystems, admin_queue_entries: 128, ..DiscoveryConfig::default() }
     }
 
     #[test]
@@ -155,5 +182,63 @@ mod tests {
         assert_eq!((first.treq, first.tsas[0], first.eflags.get()), (2, 0, 0));
         let second = DiscoveryLogEntry::ref_from_bytes(&page[3072..]).unwrap();
         assert_eq!(second.adrfam, AdrFam::IPV6);
+    }
+
+    fn shown(config: &DiscoveryConfig, host: &str, local: &str) -> Vec<(SubType, String, String, u8, u8)> {
+        let list = entries(config, &nqn(host), local.parse().unwrap());
+        let show = |e: &DiscoveryLogEntry| {
+            let addr = format!("{}:{}", e.traddr().unwrap(), e.trsvcid().unwrap());
+            (e.subtype, e.subsystem().unwrap().to_string(), addr, e.treq, e.tsas[0])
+        };
+        list.iter().map(show).collect()
+    }
+
+    #[test]
+    fn a_referral_is_told_to_those_who_may_know_it() {
+        let mut config = config();
+        let mut add = |name: &str, secure_channel, allow_any_host, hosts: &[&str]| {
+            let hosts = hosts.iter().map(|host| nqn(host)).collect();
+            let addr = "198.51.100.7:8009".parse().unwrap();
+            config.referrals.push(Referral {
+                addr,
+                subnqn: nqn(name),
+                secure_channel,
+                allow_any_host,
+                hosts,
+            });
+        };
+        add("all", false, true, &[]);
+        add("some", true, false, &["friend"]);
+        let of = |host| -> Vec<_> {
+            let all = shown(&config, host, "192.0.2.9:8009");
+            all.into_iter().filter(|one| one.0 == SubType::DISCOVERY).collect()
+        };
+        let addr = "198.51.100.7:8009".to_owned();
+        assert_eq!(of("stranger"), [(SubType::DISCOVERY, nqn("all").to_string(), addr.clone(), 2, 0)]);
+        assert_eq!(of("friend")[1], (SubType::DISCOVERY, nqn("some").to_string(), addr, 1, 2));
+        assert_eq!(of("friend").len(), 2);
+    }
+
+    #[test]
+    fn a_filter_leaves_out_what_lies_elsewhere() {
+        let mut config = config();
+        config.filter = DiscoveryFilter { address: true, ..DiscoveryFilter::default() };
+        let names = |config: &_, local| -> Vec<String> {
+            shown(config, "stranger", local).into_iter().map(|one| one.2).collect()
+        };
+        assert_eq!(names(&config, "192.0.2.9:8009"), ["192.0.2.9:8009", "192.0.2.9:4420"]);
+        assert_eq!(names(&config, "[fd00::1]:8009"), ["fd00::1:8009", "fd00::1:4421"]);
+        config.filter = DiscoveryFilter { svcid: true, ..DiscoveryFilter::default() };
+        assert_eq!(names(&config, "192.0.2.9:4421"), ["192.0.2.9:4421", "fd00::1:4421"]);
+        config.filter.address = true;
+        assert_eq!(names(&config, "192.0.2.9:4421"), ["192.0.2.9:4421"]);
+    }
+
+    #[test]
+    fn a_service_with_a_name_of_its_own_is_listed_by_it() {
+        let mut config = config();
+        config.nqn = Some(nqn("discovery"));
+        let own = &shown(&config, "stranger", "192.0.2.9:8009")[0];
+        assert_eq!((own.0, own.1.as_str()), (SubType::CURRENT_DISCOVERY, nqn("discovery").as_str()));
     }
 }

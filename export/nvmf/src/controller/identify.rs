@@ -179,7 +179,7 @@ impl Controller {
         data.maxcmd = U16::new(options.max_queue_depth);
         data.sgls =
             U32::new(SglSupport(0).with_support(SGLS_UNALIGNED).with_offset(true).with_transport(true).0);
-        data.subnqn = params.subsystem.nqn.to_field();
+        data.subnqn = params.subsystem.alias.unwrap_or(params.subsystem.nqn).to_field();
         data.ioccsz = U32::new(options.ioccsz());
         data.iorcsz = U32::new(1);
         data.msdbd = 1;

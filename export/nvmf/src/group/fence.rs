@@ -417,7 +417,7 @@ impl Group {
         wanted: &Connect,
         portid: u16,
     ) -> Result<Arc<SubsystemConfig>, crate::qpair::Refusal> {
-        let place = self.core.find(|config| config.nqn == wanted.subnqn);
+        let place = self.core.find(|config| config.is_named(&wanted.subnqn));
         let subsystem = place.and_then(|place| self.core.subsystem(place));
         let unknown = crate::qpair::Refusal::data(penstock_spec::nvmf::connect::SUBNQN_OFF);
         let config = subsystem.map(|subsystem| Arc::clone(&subsystem.config)).ok_or(unknown)?;

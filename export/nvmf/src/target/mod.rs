@@ -6,6 +6,7 @@
 //!
 //! Methods and parameters are SPDK's `nvmf_*`, without the prefix.
 
+mod discovery;
 mod error;
 mod params;
 mod path;
@@ -28,11 +29,12 @@ use penstock_bdev::{Event, EventKind, Registry, Subscription};
 use penstock_reactor::{Cx, ReactorError, ReactorHandle};
 use penstock_spec::nvmf::Nqn;
 
+pub use discovery::{ReferralHosts, ReferralParams};
 pub use error::TargetError;
 pub use params::{CreateSubsystem, ListenAddress, Namespace};
 pub use path::ListenOptions;
 
-use crate::config::{DiscoveryConfig, SubsystemConfig, SubsystemKind};
+use crate::config::{DiscoveryConfig, DiscoveryFilter, Referral, SubsystemConfig, SubsystemKind};
 use crate::group::{GroupCell, Peers};
 use crate::transport_options::{AQ_DEPTH_MIN, TransportOptions};
 
@@ -58,6 +60,8 @@ struct State {
     subsystems: BTreeMap<Nqn, Arc<SubsystemConfig>>,
     portals: BTreeMap<SocketAddr, Portal>,
     genctr: u64,
+    referrals: Vec<Referral>,
+    filter: DiscoveryFilter,
 }
 
 struct Inner {
@@ -91,6 +95,8 @@ impl Target {
             subsystems: BTreeMap::from([(discovery.nqn, Arc::new(discovery))]),
             portals: BTreeMap::new(),
             genctr: 1,
+            referrals: Vec::new(),
+            filter: DiscoveryFilter::default(),
         };
         let target = Self(Rc::new(Inner {
             peers: Peers::new(reactors.clone()),
@@ -228,12 +234,16 @@ impl Target {
             state.genctr += 1;
             let discovery = state.subsystems.get(&Nqn::discovery());
             let listeners = discovery.map(|config| config.listeners.clone()).unwrap_or_default();
+            let nqn = discovery.and_then(|config| config.alias);
             let nvm = state.subsystems.values().filter(|config| config.kind == SubsystemKind::Nvm);
             let admin_queue_entries = state.options.as_ref().map_or(AQ_DEPTH_MIN, |o| o.max_aq_depth);
             Arc::new(DiscoveryConfig {
                 genctr: state.genctr,
                 subsystems: nvm.map(|config| Arc::new(config.without_namespaces())).collect(),
                 listeners,
+                nqn,
+                referrals: state.referrals.clone(),
+                filter: state.filter,
                 admin_queue_entries,
             })
         };

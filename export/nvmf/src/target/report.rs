@@ -126,6 +126,7 @@ impl Target {
         if let Some(options) = &state.options {
             calls.push(("nvmf_create_transport", json!(**options)));
         }
+        calls.extend(self.discovery_calls());
         for config in state.subsystems.values() {
             let nqn = config.nqn.as_str();
             if config.kind == SubsystemKind::Nvm {

@@ -38,7 +38,7 @@ impl Target {
         let config = Arc::new(config);
         {
             let mut state = self.0.state.borrow_mut();
-            if state.subsystems.contains_key(&nqn) {
+            if state.subsystems.values().any(|known| known.is_named(&nqn)) {
                 return Err(TargetError::SubsystemExists { nqn: nqn.to_string() });
             }
             if state.subsystems.len() > SUBSYSTEMS_MAX {

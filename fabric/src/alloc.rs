@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::format::superblock::Layout;
 use crate::id::{DiskBlock, LaneNo, index};
 
-/// Blocks that only the state of the lane may use: map nodes of drains that free space.
-pub const RESERVE_BLOCKS: u64 = 512;
+/// Blocks that only the state of the lane may use: map nodes of drains that free space, and egroups that are compacted.
+pub const RESERVE_BLOCKS: u64 = 2048;
 
 /// Who has which region of one disk.
 #[derive(Debug)]

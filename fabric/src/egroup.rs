@@ -164,6 +164,12 @@ impl Builder {
         }
     }
 
+    /// Adds an extent that nobody needs any more: its number stays taken, its blocks are gone.
+    pub fn push_dead(&mut self, entry: &ExtentEntry) {
+        let (sector, first_crc) = (U32::new(0), U16::new(0));
+        self.extents.push(ExtentEntry { sector, first_crc, blocks: 0, stored_bytes: U32::ZERO, ..*entry });
+    }
+
     /// Blocks in all.
     #[must_use]
     pub fn total_blocks(&self) -> usize {
@@ -185,7 +191,7 @@ impl Builder {
     ) -> Result<Egroup, DiskError> {
         let header = header_blocks(self.extents.len(), self.crcs.len());
         let shift = count32(header * SECTORS_PER_BLOCK);
-        self.extents.iter_mut().for_each(|extent| extent.sector += shift);
+        self.extents.iter_mut().filter(|extent| extent.blocks > 0).for_each(|extent| extent.sector += shift);
         let blocks = header + self.blocks;
         let mut buf = buffer(header * BLOCK_BYTES).await;
         let identity = identity(owner.pool, u32::from(disk.0), owner.lane, self.id, first.0);

@@ -17,6 +17,7 @@
 mod checkpoint;
 mod collect;
 mod commit;
+mod compact;
 mod drain;
 mod open;
 mod read;
@@ -130,6 +131,10 @@ struct Core {
     want_settle: bool,
     /// The state when a lack of room last made it look for garbage.
     collected: Lsn,
+    /// Blocks that were zeroed since zeroes were last freed ahead of their turn, and how many make it worth the next
+    /// attempt: each that does not help doubles it (to 4 MiB at most), as each takes room in the log.
+    zeroed_blocks: u64,
+    zeroes_wanted: u64,
     /// The state up to here is in a durable checkpoint.
     checkpointed: Lsn,
 }
@@ -290,7 +295,9 @@ impl Core {
             panic!("an egroup is on no disk")
         };
         free.give(egroup.first, u64::from(egroup.blocks));
-        self.full = false;
+        if self.full {
+            (self.full, self.zeroes_wanted) = (false, 1);
+        }
         self.wake();
     }
 

@@ -1,13 +1,12 @@
 //! A lane under load: power cuts anywhere, snapshots and clones, rot, full disks; an oracle per block.
 //!
 //! `PENSTOCK_SEED=n cargo test -p penstock-fabric --test lane` runs one seed; `PENSTOCK_SEEDS=n` that many.
-#![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test")]
 
-#[expect(clippy::indexing_slicing, reason = "a test")]
 mod bench;
 
 use bench::{Bench, Oracle, Work, format, open, place};
-use penstock_bdev::Op;
+use penstock_bdev::{IoStatus, Op};
 use penstock_fabric::flow::Flow;
 use penstock_fabric::id::ShardId;
 use penstock_fabric::lane::{Lane, LanePlace, WorkError};
@@ -85,6 +84,9 @@ fn snapshots_under_load(
         let all = [shard(1), shard(2), shard(3)];
         let shards = if rng.chance(500) { &all[..1] } else { &all[..] };
         bench.snapshot(shards, life * 10 + part);
+        if rng.chance(300) {
+            bench.lane.want_collect();
+        }
     }
     if let Some((shard, number)) = bench.oracle.snapshots.keys().next().copied() {
         bench.quiesce(world)?;
@@ -215,4 +217,209 @@ fn snapshots_and_clones_stay_what_they_were_and_deleting_them_frees_all_of_it() 
     assert_eq!((usage.used_blocks, usage.live_blocks), (0, 0));
     bench.check_space(&place);
     assert_eq!(bench.background_error, None);
+}
+
+/// Submits until the lane takes it or answers.
+fn insist(world: &mut World, bench: &mut Bench, shard: ShardId, op: Op, block: u64, blocks: u32) {
+    let mut tries = 0;
+    while !bench.submit(shard, None, op, block, blocks) {
+        world.step(bench).unwrap();
+        tries += 1;
+        assert!(tries < 200_000, "the lane neither takes nor answers {op:?}: {:?}", bench.lane.usage());
+    }
+}
+
+#[test]
+fn a_full_disk_says_so_reads_on_and_comes_back_to_life_by_unmaps_and_deletes() {
+    let (mut world, place, mut bench) = fresh(4, 1);
+    bench.tolerated.insert(IoStatus::NoSpace as u8);
+    for way in 0..3 {
+        let full = |bench: &Bench| bench.statuses.get(&(IoStatus::NoSpace as u8)).copied().unwrap_or(0);
+        let before = full(&bench);
+        let mut block = 0;
+        while full(&bench) < before + 10 {
+            insist(&mut world, &mut bench, shard(1 + block / 64 % 2), Op::Write, block, 64);
+            world.step(&mut bench).unwrap();
+            block += 64;
+            assert!(block < 4 * DISK_BLOCKS, "the disk is never full");
+        }
+        bench.quiesce(&mut world).unwrap();
+        bench.oracle.forget_lost();
+        assert!(bench.lane.usage().full && block > 8000, "full after {block} blocks");
+        bench.read_all(&mut world);
+        match way {
+            0 => insist(&mut world, &mut bench, shard(1), Op::WriteZeroes, 0, 3 * 24_000),
+            1 => {
+                // Every other 64 blocks: egroups are half dead, and compacted.
+                for first in (0..block).step_by(256) {
+                    insist(&mut world, &mut bench, shard(2), Op::WriteZeroes, first, 128);
+                }
+            }
+            _ => {
+                bench
+                    .run(&mut world, |lane| Box::pin(async move { lane.delete_shard(shard(1)).await }))
+                    .unwrap()
+                    .unwrap();
+                bench.oracle.forget_shard(shard(1));
+                bench
+                    .run(&mut world, |lane| Box::pin(async move { lane.create_shard(shard(1)).await }))
+                    .unwrap()
+                    .unwrap();
+            }
+        }
+        bench.quiesce(&mut world).unwrap();
+        for _ in 0..3000 {
+            world.step(&mut bench).unwrap();
+        }
+        let refused = full(&bench);
+        for round in 0..300 {
+            insist(&mut world, &mut bench, shard(3), Op::Write, round % 30 * 10, 8);
+            for _ in 0..20 {
+                world.step(&mut bench).unwrap();
+            }
+        }
+        bench.quiesce(&mut world).unwrap();
+        assert_eq!(full(&bench), refused, "way {way}: no life again: {:?}", bench.lane.usage());
+        bench.read_all(&mut world);
+        bench = reopen(&mut world, &place, bench);
+        bench.tolerated.insert(IoStatus::NoSpace as u8);
+        bench.check_space(&place);
+    }
+    assert_eq!(bench.background_error, None);
+}
+
+#[test]
+fn rot_lost_and_misdirected_writes_are_seen_and_never_read_as_data() {
+    let mut seen = 0;
+    for seed in 0..12 {
+        let (mut world, _, mut bench) = fresh(100 + seed, 1);
+        let mut rng = Rng::seeded(seed);
+        bench.tolerated.extend([
+            IoStatus::ChecksumError as u8,
+            IoStatus::Internal as u8,
+            IoStatus::WriteError as u8,
+        ]);
+        load(&mut world, &mut bench, &mut rng, 60, 1000).unwrap();
+        if seed % 3 > 0 {
+            let faults = &mut world.disks[0].faults;
+            *(if seed % 3 == 1 { &mut faults.lost } else { &mut faults.misdirected }) = 100;
+        }
+        load(&mut world, &mut bench, &mut rng, 200, 1000).unwrap();
+        bench.quiesce(&mut world).unwrap();
+        world.disks[0].faults = penstock_fabric::sim::Faults::default();
+        if bench.settle(&mut world).is_ok() && seed % 3 == 0 {
+            for _ in 0..400 {
+                world.disks[0].rot(5000 + rng.below(6000), usize::try_from(rng.below(32768)).unwrap());
+            }
+        }
+        bench.read_all(&mut world);
+        seen += u64::from(bench.statuses.contains_key(&(IoStatus::ChecksumError as u8)));
+    }
+    assert!(seen >= 4, "damage was seen in {seen} of 12 runs");
+}
+
+#[test]
+fn a_disk_that_stalls_delays_and_one_that_fails_ends_writes_but_no_reads() {
+    let (mut world, place, mut bench) = fresh(6, 1);
+    let mut rng = Rng::seeded(6);
+    world.disks[0].stalled = true;
+    load(&mut world, &mut bench, &mut rng, 50, 500).unwrap();
+    assert!(!bench.is_idle());
+    world.disks[0].stalled = false;
+    bench.quiesce(&mut world).unwrap();
+    bench.settle(&mut world).unwrap();
+    world.disks[0].faults.write_error = 1000;
+    bench.tolerated.extend([IoStatus::WriteError as u8, IoStatus::ReadError as u8]);
+    load(&mut world, &mut bench, &mut rng, 50, 500).unwrap();
+    bench.quiesce(&mut world).unwrap();
+    assert!(bench.lane.failed().is_some() && bench.background_error.is_some());
+    world.disks[0].faults.write_error = 0;
+    insist(&mut world, &mut bench, shard(1), Op::Write, 0, 1);
+    bench.quiesce(&mut world).unwrap();
+    assert!(bench.statuses[&(IoStatus::WriteError as u8)] > 0, "a failed lane takes writes");
+    let bench = reopen(&mut world, &place, bench);
+    assert_eq!(bench.lane.failed(), None);
+}
+
+#[test]
+fn power_may_go_between_any_two_ios_of_a_short_life() {
+    let short_life = |cut_at: Option<u64>| {
+        let (mut world, place, mut bench) = fresh(7, 1);
+        let mut rng = Rng::seeded(7);
+        let begin = world.events;
+        world.cut_at = cut_at.map(|at| begin + at);
+        let mut life = || -> Result<(), PowerCut> {
+            load(&mut world, &mut bench, &mut rng, 25, 300)?;
+            bench.snapshot(&[shard(1), shard(2)], 1);
+            load(&mut world, &mut bench, &mut rng, 10, 300)?;
+            bench.settle(&mut world)
+        };
+        let cut = life().is_err();
+        let events = world.events - begin;
+        world.cut_at = None;
+        if !cut {
+            world.cut();
+        }
+        let bench = reopen(&mut world, &place, bench);
+        bench.check_space(&place);
+        events
+    };
+    let events = short_life(None);
+    assert!(events > 40, "{events} I/Os");
+    for at in 0..events {
+        short_life(Some(at));
+    }
+}
+
+#[test]
+fn an_image_of_the_first_version_still_opens() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1");
+    if !path.join("image").exists() && std::env::var_os("PENSTOCK_WRITE_FIXTURES").is_some() {
+        let (image, oracle) = an_image();
+        std::fs::write(path.join("image"), image).unwrap();
+        std::fs::write(path.join("image.blocks"), oracle).unwrap();
+    }
+    let oracle = Oracle::from_text(&std::fs::read_to_string(path.join("image.blocks")).unwrap());
+    let image = std::fs::read(path.join("image")).unwrap();
+    let (_, place, _) = fresh(8, 1);
+    let mut left = image.as_slice();
+    let mut world = World::new(8, 1, DISK_BLOCKS);
+    while let Some((head, rest)) = left.split_at_checked(8) {
+        let number = u32::from_le_bytes(head[..4].try_into().unwrap());
+        let len = usize::try_from(u32::from_le_bytes(head[4..].try_into().unwrap())).unwrap();
+        let (bytes, rest) = rest.split_at(len);
+        let mut block = [0; 4096];
+        // What follows repeats the first eight bytes.
+        block.chunks_mut(8).for_each(|word| word.copy_from_slice(&bytes[..8]));
+        block[..len].copy_from_slice(bytes);
+        world.disks[0].poke(number.into(), &block);
+        left = rest;
+    }
+    let (mut bench, report) = open(&mut world, &fresh_regions(&place), oracle, 1 << 40).unwrap();
+    assert!(report.records > 0 && report.damaged_checkpoints == 0, "{report:?}");
+    bench.read_all(&mut world);
+    bench.check_space(&place);
+}
+
+/// A disk with data in maps, in a snapshot and in the log, and what must be found there.
+fn an_image() -> (Vec<u8>, String) {
+    let (mut world, _, mut bench) = fresh(8, 1);
+    load(&mut world, &mut bench, &mut Rng::seeded(8), 20, 64).unwrap();
+    bench.quiesce(&mut world).unwrap();
+    bench.snapshot(&[shard(1)], 1);
+    bench.settle(&mut world).unwrap();
+    load(&mut world, &mut bench, &mut Rng::seeded(9), 5, 64).unwrap();
+    bench.quiesce(&mut world).unwrap();
+    // Of each block: number, length, bytes; then the first eight bytes again and again. Blocks of zeroes are left out.
+    let mut image = Vec::new();
+    for block in 0..DISK_BLOCKS {
+        let bytes = world.disks[0].peek(block);
+        let len = bytes.chunks(8).rposition(|word| word != &bytes[..8]).map_or(8, |last| 8 * last + 8);
+        if bytes.iter().any(|byte| *byte != 0) {
+            image.extend(u32::try_from(block).unwrap().to_le_bytes());
+            image.extend(u32::try_from(len).unwrap().to_le_bytes());
+            image.extend(&bytes[..len]);
+        }
+    }
+    (image, bench.oracle.to_text())
 }

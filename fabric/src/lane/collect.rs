@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use penstock_bdev::IoStatus;
 use zerocopy::little_endian::U64;
 
 use super::{Lane, WorkError};
@@ -14,7 +15,7 @@ use crate::id::{EgroupId, ExtentNo};
 use crate::map::{NodeRef, Page};
 
 /// Which blocks of an extent are referred to.
-type Marks = BTreeMap<(EgroupId, ExtentNo), u16>;
+pub(super) type Marks = BTreeMap<(EgroupId, ExtentNo), u16>;
 
 impl Lane {
     /// Does the lane's background work until the lane fails: drains, checkpoints, collects. One task per lane.
@@ -27,14 +28,43 @@ impl Lane {
             if let Some(status) = self.failed() {
                 return Err(WorkError::Failed(status));
             }
+            let full = {
+                let core = self.0.borrow();
+                core.full && !core.want_collect
+            };
+            if full {
+                self.free_zeroes().await?;
+                continue;
+            }
             match self.work().await {
                 Ok(()) => {}
-                Err(WorkError::NoSpace) => self.out_of_space().await?,
-                // Its older half may be in no need to be kept.
-                Err(WorkError::AreaFull { area: "log" }) => self.checkpoint().await?,
-                Err(error) => return Err(error),
+                Err(WorkError::AreaFull { area: "log" }) => self.out_of_log().await?,
+                Err(error) if error.is_lack_of_room() => self.out_of_space().await?,
+                Err(error) => return self.give_in(error),
             }
         }
+    }
+
+    /// The background cannot go on: nothing would be drained any more, so nothing is taken any more.
+    fn give_in(&self, error: WorkError) -> Result<(), WorkError> {
+        let mut core = self.0.borrow_mut();
+        core.log.fail(IoStatus::Internal);
+        core.acknowledge();
+        core.wake();
+        Err(error)
+    }
+
+    /// The log has no room for a record: its older part may be in no need to be kept.
+    async fn out_of_log(&self) -> Result<(), WorkError> {
+        let before = self.0.borrow().log.oldest();
+        if let Err(error) = self.checkpoint().await {
+            return self.give_in(error);
+        }
+        let mut core = self.0.borrow_mut();
+        if core.log.oldest() == before {
+            core.full = true;
+        }
+        Ok(())
     }
 
     /// The drain found no room: perhaps there is garbage. Else writes get "no space" from now on, and whatever frees space
@@ -43,15 +73,29 @@ impl Lane {
         let looked = {
             let mut core = self.0.borrow_mut();
             let now = core.state.lsn;
-            std::mem::replace(&mut core.collected, now) == now
+            std::mem::replace(&mut core.collected, now) == now || !core.may_try()
         };
         if looked {
             self.0.borrow_mut().full = true;
             return Ok(());
         }
-        match self.collect().await {
-            Err(WorkError::NoSpace) => Ok(()),
-            outcome => outcome,
+        self.free_zeroes().await
+    }
+
+    /// What zeroes cover is freed ahead of their turn, and garbage too.
+    async fn free_zeroes(&self) -> Result<(), WorkError> {
+        let outcome = match self.drain_zeroes().await {
+            Ok(()) => self.collect(true).await,
+            error => error,
+        };
+        match outcome {
+            // Even the reserve is used up: only deletions help.
+            Err(error) if error.is_lack_of_room() => {
+                self.0.borrow_mut().full = true;
+                Ok(())
+            }
+            Err(error) => self.give_in(error),
+            Ok(()) => Ok(()),
         }
     }
 
@@ -60,7 +104,7 @@ impl Lane {
         let collect = std::mem::take(&mut self.0.borrow_mut().want_collect);
         if collect {
             // What waits to be drained does not need what it replaces.
-            return self.collect().await;
+            return self.collect(false).await;
         }
         if self.drain().await? {
             return Ok(());
@@ -94,8 +138,8 @@ impl Lane {
         core.wake();
     }
 
-    /// Counts what the maps refer to and frees what they do not.
-    async fn collect(&self) -> Result<(), WorkError> {
+    /// Counts what the maps refer to and frees what they do not; compacts more where `room` is wanted.
+    async fn collect(&self, room: bool) -> Result<(), WorkError> {
         let marks = self.mark().await?;
         let mut live: BTreeMap<EgroupId, u64> = BTreeMap::new();
         for ((id, _), blocks) in &marks {
@@ -112,7 +156,11 @@ impl Lane {
                 Some(_) => {}
             }
         }
-        if ops.is_empty() { Ok(()) } else { self.commit(&turn, ops).await }
+        if !ops.is_empty() {
+            self.commit(&turn, ops).await?;
+        }
+        drop(turn);
+        self.compact(&marks, room).await
     }
 
     /// Every block of every egroup that a map refers to. Only the background changes maps, and it is here.
@@ -147,6 +195,12 @@ impl Lane {
 }
 
 impl super::Core {
+    /// Whether the log has room for attempts to free space; the last of it is for deletions.
+    fn may_try(&self) -> bool {
+        let (used, all) = self.log.segments_used();
+        used < all
+    }
+
     /// Whether the background has something to do.
     fn has_work(&mut self) -> bool {
         if self.want_settle && self.tables.is_empty() && self.state.lsn <= self.checkpointed {
@@ -157,6 +211,7 @@ impl super::Core {
         // Half of the log is for what comes while the other half is drained; nothing helps before the drain has room.
         let long = used * 2 > all && self.log.oldest() < self.log.durable_end().segment;
         let drain = !self.tables.frozen.is_empty() && !self.full;
-        self.want_collect || drain || ((long || self.want_settle) && !self.full)
+        let zeroes = self.full && self.zeroed_blocks >= self.zeroes_wanted && self.may_try();
+        self.want_collect || zeroes || drain || ((long || self.want_settle) && !self.full)
     }
 }

@@ -55,6 +55,13 @@ pub enum WorkError {
     },
 }
 
+impl WorkError {
+    /// Whether it is for want of room, of whatever kind.
+    pub(super) fn is_lack_of_room(&self) -> bool {
+        matches!(self, Self::NoSpace | Self::AreaFull { .. })
+    }
+}
+
 /// The right to change the state, for one control flow at a time.
 pub(super) struct Turn<'a>(&'a Lane);
 

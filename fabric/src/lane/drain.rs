@@ -10,7 +10,7 @@ use zerocopy::little_endian::U64;
 
 use super::table::{Cell, ZeroRange};
 use super::{Core, Lane, WorkError};
-use crate::egroup::{Builder, ReadError, piece, read_header, read_piece};
+use crate::egroup::{Builder, Header, ReadError, piece, read_header, read_piece};
 use crate::format::checkpoint::{MetaKind, MetaOp};
 use crate::format::egroup::{EXTENT_BLOCKS_MAX, KIND_DATA, KIND_NODE};
 use crate::id::{DiskNo, EgroupId, ExtentNo, Generation, Lsn, ShardId, VBlock};
@@ -20,13 +20,16 @@ use crate::state::{Egroup, egroup_op, shard_op, snapshot_op};
 /// Nodes of one egroup at most; the header part of so many extents leaves room for them.
 const NODES_PER_EGROUP: u16 = 1000;
 
+/// Blocks that are zeroed on a full disk before the next attempt to free them, at most.
+const ZEROES_WANTED_MAX: u64 = 1024;
+
 /// What a drain has made so far.
 pub(super) struct Drain {
     data: Option<Builder>,
     nodes: Option<Builder>,
     /// Where the next node goes.
     next_node: (EgroupId, u16),
-    written: Vec<(EgroupId, Egroup)>,
+    pub(super) written: Vec<(EgroupId, Egroup)>,
     dead: BTreeMap<EgroupId, u64>,
     pages: Vec<(NodeRef, Page)>,
     /// New maps, with the change of their number of blocks.
@@ -72,6 +75,34 @@ impl Lane {
         Ok(true)
     }
 
+    /// Applies zeroes to the maps ahead of the data before them, when there is no room for those: the space is what the data
+    /// need. Tables shadow the maps, so nobody sees a difference; what a snapshot will be made of is left alone.
+    pub(super) async fn drain_zeroes(&self) -> Result<(), WorkError> {
+        let work = {
+            let mut core = self.0.borrow_mut();
+            core.zeroed_blocks = 0;
+            core.zeroes_wanted = (core.zeroes_wanted * 2).min(ZEROES_WANTED_MAX);
+            core.all_zeroes()
+        };
+        if work.is_empty() {
+            return Ok(());
+        }
+        let mut drain = Drain::new();
+        let outcome = self.drain_all(&mut drain, work).await;
+        if let Err(error) = outcome {
+            self.0.borrow_mut().give_up(&drain);
+            return Err(error);
+        }
+        let turn = self.lock().await;
+        let ops = self.0.borrow().drain_ops(&drain, Lsn(0), &[]);
+        self.commit(&turn, ops).await?;
+        let mut core = self.0.borrow_mut();
+        for (node, page) in drain.pages {
+            core.nodes.insert(&node, page);
+        }
+        Ok(())
+    }
+
     async fn drain_all(&self, drain: &mut Drain, work: Vec<Work>) -> Result<(), WorkError> {
         for work in work {
             self.drain_shard(drain, work).await?;
@@ -81,6 +112,11 @@ impl Lane {
                 self.write_egroup(drain, builder, for_state).await?;
             }
         }
+        self.flush(drain).await
+    }
+
+    /// Makes durable what was written.
+    pub(super) async fn flush(&self, drain: &Drain) -> Result<(), WorkError> {
         let disks: BTreeSet<DiskNo> = drain.written.iter().map(|(_, egroup)| egroup.disk).collect();
         for disk in disks {
             let at = self.0.borrow().at(disk);
@@ -180,26 +216,32 @@ impl Lane {
     /// Reads a node into the cache.
     pub(super) async fn node(&self, node: NodeRef) -> Result<Page, ReadError> {
         let missing = ReadError::Missing { id: node.egroup, extent: node.extent };
-        let (owner, egroup, cached) = {
+        let (owner, egroup) = {
             let core = self.0.borrow();
-            let egroup = core.state.egroups.get(&node.egroup).copied().ok_or(missing)?;
-            (core.owner, egroup, core.headers.get(node.egroup, egroup.generation))
+            (core.owner, core.state.egroups.get(&node.egroup).copied().ok_or(missing)?)
         };
         let at = self.0.borrow().at(egroup.disk);
-        let header = match cached {
-            Some(header) => header,
-            None => {
-                let header = Rc::new(read_header(&self.1, &owner, node.egroup, &egroup, at).await?);
-                self.0.borrow_mut().headers.insert(node.egroup, egroup.generation, Rc::clone(&header));
-                header
-            }
-        };
+        let header = self.header(node.egroup, &egroup).await?;
         let piece = piece(&egroup, &header, node.extent, 0, 1).ok_or(missing)?;
         let bytes = read_piece(&self.1, node.egroup, &header, node.extent, &piece, at).await?;
         let damaged = |_| ReadError::Checksum { id: node.egroup, extent: node.extent };
         let page = Page::parse(&owner.node_identity(&node), node.crc, &bytes).map_err(damaged)?;
         self.0.borrow_mut().nodes.insert(&node, page.clone());
         Ok(page)
+    }
+
+    /// The header part of an egroup, by way of the cache.
+    pub(super) async fn header(&self, id: EgroupId, egroup: &Egroup) -> Result<Rc<Header>, ReadError> {
+        let (owner, at, cached) = {
+            let core = self.0.borrow();
+            (core.owner, core.at(egroup.disk), core.headers.get(id, egroup.generation))
+        };
+        if let Some(header) = cached {
+            return Ok(header);
+        }
+        let header = Rc::new(read_header(&self.1, &owner, id, egroup, at).await?);
+        self.0.borrow_mut().headers.insert(id, egroup.generation, Rc::clone(&header));
+        Ok(header)
     }
 
     /// Gives the changed nodes of a map their places and puts them into egroups.
@@ -258,13 +300,24 @@ impl Lane {
         builder: Builder,
         for_state: bool,
     ) -> Result<(), WorkError> {
+        self.write_generation(drain, builder, Generation(1), for_state).await
+    }
+
+    /// Writes a generation of an egroup to new space.
+    pub(super) async fn write_generation(
+        &self,
+        drain: &mut Drain,
+        builder: Builder,
+        generation: Generation,
+        for_state: bool,
+    ) -> Result<(), WorkError> {
         let (id, blocks) = (builder.id, builder.total_blocks());
         let (disk, first, at, owner) = {
             let mut core = self.0.borrow_mut();
             let (disk, first) = core.take_space(blocks as u64, for_state).ok_or(WorkError::NoSpace)?;
             (disk, first, core.at(disk), core.owner)
         };
-        let written = builder.write(&self.1, &owner, Generation(1), disk, at, first).await;
+        let written = builder.write(&self.1, &owner, generation, disk, at, first).await;
         match written {
             Ok(egroup) => {
                 drain.written.push((id, egroup));
@@ -321,8 +374,26 @@ impl Core {
         Some((work.into_values().collect(), table.end, table.snapshots.clone()))
     }
 
+    /// The zeroes of all tables up to the first snapshot.
+    fn all_zeroes(&self) -> Vec<Work> {
+        let mut work: BTreeMap<ShardId, Work> = BTreeMap::new();
+        for table in self.tables.frozen.iter().chain([&self.tables.active]) {
+            for range in table.ranges() {
+                entry(&mut work, range.shard).ranges.push(*range);
+            }
+            for (shard, block, cell) in table.sorted().into_iter().filter(|(_, _, cell)| cell.slot.is_none())
+            {
+                entry(&mut work, shard).cells.push((block, cell));
+            }
+            if !table.snapshots.is_empty() {
+                break;
+            }
+        }
+        work.into_values().collect()
+    }
+
     /// Gives the space back of a drain that did not come to its end.
-    fn give_up(&mut self, drain: &Drain) {
+    pub(super) fn give_up(&mut self, drain: &Drain) {
         for (id, egroup) in &drain.written {
             self.release(*id, egroup);
         }
@@ -366,7 +437,9 @@ impl Core {
             }
             ops.push(shard_op(id, root, mapped, alone_from));
         }
-        ops.push(MetaOp { a: U64::new(end.0), ..MetaOp::of(MetaKind::Drained, 0) });
+        if end > Lsn(0) {
+            ops.push(MetaOp { a: U64::new(end.0), ..MetaOp::of(MetaKind::Drained, 0) });
+        }
         ops
     }
 

@@ -162,6 +162,8 @@ impl Lane {
             checksum_errors: 0,
             want_collect: false,
             want_settle: false,
+            zeroed_blocks: 0,
+            zeroes_wanted: 1,
             collected: Lsn(0),
             checkpointed: found.state_lsn,
         };

@@ -20,6 +20,7 @@ use crate::flow::{DiskIo, Flow};
 use crate::format::egroup::EXTENT_BLOCKS_MAX;
 use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, Lsn, ShardId, VBlock, count32, index};
 use crate::map::{Found, Miss, NodeRef, Page, Root, lookup};
+use crate::state::Egroup;
 
 /// Tags of device reads of the read machine; batches of the log are numbered far below.
 pub(super) const READ_TAG: u64 = 1 << 62;
@@ -33,8 +34,8 @@ enum Wait {
     Turn,
     /// A node of the map.
     Node { node: NodeRef, header: Rc<Header>, piece: Piece },
-    /// The header part of an egroup.
-    Header(EgroupId),
+    /// The header part of an egroup, which was there when it was asked for.
+    Header(EgroupId, Egroup),
     /// Blocks.
     Data { id: EgroupId, header: Rc<Header>, piece: Piece },
     /// That what it saw becomes durable.
@@ -116,9 +117,11 @@ impl Core {
     fn take_in(&mut self, read: &mut Read, buf: Buf) -> Result<(), IoStatus> {
         self.unpin_wait(&read.wait);
         match std::mem::replace(&mut read.wait, Wait::Turn) {
-            Wait::Header(id) => {
+            Wait::Header(id, egroup) => {
                 // Transformed or dropped meanwhile: it is looked up again.
-                let Some(egroup) = self.state.egroups.get(&id).copied() else { return Ok(()) };
+                if self.state.egroups.get(&id).is_none_or(|now| now.generation != egroup.generation) {
+                    return Ok(());
+                }
                 match parse_header(&self.owner, id, &egroup, buf) {
                     Ok(header) => self.headers.insert(id, egroup.generation, Rc::new(header)),
                     Err(error) => return Err(self.damaged(error.status())),
@@ -152,7 +155,7 @@ impl Core {
 
     fn unpin_wait(&mut self, wait: &Wait) {
         match wait {
-            Wait::Header(id) | Wait::Data { id, .. } => self.unpin(*id),
+            Wait::Header(id, _) | Wait::Data { id, .. } => self.unpin(*id),
             Wait::Node { node, .. } => self.unpin(node.egroup),
             Wait::Turn | Wait::Durable => {}
         }
@@ -264,7 +267,7 @@ impl Core {
         let Some(egroup) = self.state.egroups.get(&id).copied() else {
             return Next::Failed(IoStatus::Internal);
         };
-        self.fetch(slot, id, egroup.first.0, egroup.header_blocks, Wait::Header(id))
+        self.fetch(slot, id, egroup.first.0, egroup.header_blocks, Wait::Header(id, egroup))
     }
 
     fn fetch_data(&mut self, slot: u32, id: EgroupId, extent: ExtentNo, first: u8, blocks: u64) -> Next {

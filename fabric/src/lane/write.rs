@@ -92,7 +92,11 @@ impl Core {
                 self.shard_lsns.insert(shard, record.shard_lsn);
                 let tables = &mut self.tables;
                 tables.active.zero(shard, VBlock(io.lba.0), blocks, lsn, &mut tables.arena);
+                self.zeroed_blocks = self.zeroed_blocks.saturating_add(blocks);
                 self.acks.push_back((lsn, io));
+                if self.full {
+                    self.wake();
+                }
                 Ok(())
             }
             Err(error) => self.not_appended(io, error),

@@ -72,6 +72,37 @@ impl Oracle {
         versions[oldest..].iter().any(|version| version.stamp == stamp)
     }
 
+    /// What is sure to be there, as lines: shard, block, stamp; with a snapshot's number before them.
+    pub(crate) fn to_text(&self) -> String {
+        let mut text = String::new();
+        for ((shard, block), versions) in &self.blocks {
+            text += &format!("- {} {block} {}\n", shard.0, versions.last().unwrap().stamp);
+        }
+        for ((shard, number), (blocks, _)) in &self.snapshots {
+            for (block, stamp) in blocks {
+                text += &format!("{number} {} {block} {stamp}\n", shard.0);
+            }
+        }
+        text
+    }
+
+    /// The oracle that [`Self::to_text`] has written.
+    pub(crate) fn from_text(text: &str) -> Self {
+        let mut oracle = Self::default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let number = |at: usize| words[at].parse::<u64>().unwrap();
+            let (shard, block, stamp) = (ShardId(number(1)), number(2), number(3));
+            if words[0] == "-" {
+                oracle.blocks.insert((shard, block), vec![Version { stamp, sure_at: Some(0) }]);
+            } else {
+                let snapshot = oracle.snapshots.entry((shard, number(0))).or_insert((BTreeMap::new(), true));
+                snapshot.0.insert(block, stamp);
+            }
+        }
+        oracle
+    }
+
     /// What is there now stays; what was lost never comes back.
     pub(crate) fn forget_lost(&mut self) {
         for versions in self.blocks.values_mut() {
@@ -313,6 +344,10 @@ impl Bench {
         let snapshots: Vec<_> =
             self.oracle.snapshots.iter().map(|(key, (blocks, _))| (*key, blocks.clone())).collect();
         for ((shard, number), blocks) in snapshots {
+            let wait = move |lane: Lane| -> Work {
+                Box::pin(async move { lane.snapshot_made(shard, number).await })
+            };
+            self.run(world, wait).unwrap().unwrap();
             let last = blocks.keys().next_back().map_or(1, |last| last + 2);
             for block in 0..last {
                 while !self.submit(shard, Some(number), Op::Read, block, 1) {

@@ -1,0 +1,52 @@
+#!/bin/bash
+# Breaks the storage engine in known ways, one at a time, in a copy of the tree, and says whether the tests notice.
+# Usage: fabric/tests/mutants.sh DIR    (DIR: an empty or missing directory for the copy; its target/ is reused)
+# The seeds: PENSTOCK_SEEDS (8).
+set -u
+root=$(cd "$(dirname "$0")/../.." && pwd)
+copy=${1:?a directory for the copy}
+mkdir -p "$copy"
+(cd "$root" && git ls-files -co --exclude-standard -z | tar c --null -T -) | tar x -C "$copy"
+export PENSTOCK_SEEDS=${PENSTOCK_SEEDS:-8}
+survivors=0
+
+# name ~ file ~ from ~ to
+mutants=(
+  'a drain does not flush~lane/drain.rs~self.flush(drain).await~Ok(())'
+  'a checkpoint does not flush its body~lane/checkpoint.rs~flow.flush(at).await?;~'
+  'a log write is not FUA~log/append.rs~if self.write_cache { IoFlags::FUA }~if false { IoFlags::FUA }'
+  'a write is acknowledged before it is durable~lane/write.rs~match (*lsn < durable, self~match (true, self'
+  'a batch is durable when one after it is~log/append.rs~self.in_flight.front().is_some_and(|first| first.done)~!self.in_flight.is_empty()'
+  'the chain is not looked at~log/replay.rs~header.chain.get() != position.chain~false'
+  'a torn payload is taken~format/log.rs~if self.crc_with(payload) != self.crc.get()~if false'
+  'what is read is not verified~lane/read.rs~if !verify(&header, &piece, &buf)~if false'
+  'space is given back while it is read~lane.rs~if self.pins.contains_key(&id) {~if false {'
+  'a snapshot shares nothing~lane/drain.rs~alone_from = self.state.next_egroup;~'
+  'a clone shares nothing~lane/commit.rs~shard_op(shard, root, mapped, core.state.next_egroup)~shard_op(shard, root, mapped, 0)'
+  'dead blocks are not counted~lane/drain.rs~*drain.dead.entry(dead.egroup).or_insert(0) += dead.blocks;~'
+  'the log is trimmed to its end~lane/checkpoint.rs~core.log.trim(checkpoint.replay_from.segment);~let end = core.log.durable_end().segment; core.log.trim(end);'
+  'a drained table comes back after a restart~lane/open.rs~if lsn <= self.state.drained || ~if '
+  'a reader sees what is not durable~lane/read.rs~if read.seen < self.log.durable_end().lsn {~if true {'
+)
+
+for mutant in "${mutants[@]}"; do
+  IFS='~' read -r name file from to <<<"$mutant"
+  # Copied, not linked, and with new times: cargo must see that it changed.
+  rm -rf "$copy/fabric" && cp -r "$root/fabric" "$copy/fabric"
+  path="$copy/fabric/src/$file"
+  if ! FROM="$from" TO="$to" python3 - "$path" <<'PY'
+import os, sys
+path, before, after = sys.argv[1], os.environ["FROM"], os.environ["TO"]
+text = open(path).read()
+if before not in text:
+    sys.exit(1)
+open(path, "w").write(text.replace(before, after))
+PY
+  then echo "STALE    $name: $file has no such place"; survivors=$((survivors + 1)); continue; fi
+  output=$(cd "$copy" && timeout 900 cargo test -q -p penstock-fabric --no-fail-fast --tests 2>&1)
+  status=$?
+  if grep -q '^error: could not compile\|^error\[' <<<"$output"; then echo "BROKEN   $name does not compile"; survivors=$((survivors + 1))
+  elif [ $status = 0 ]; then echo "SURVIVED $name"; survivors=$((survivors + 1))
+  else echo "caught   $name: $(grep -o '^    [a-z_:]*$' <<<"$output" | sort -u | tr -d ' ' | head -3 | paste -sd' ')"; fi
+done
+exit $((survivors > 0))

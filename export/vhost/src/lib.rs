@@ -31,6 +31,12 @@ mod stats;
 mod target;
 mod worker;
 
+/// What the fuzz target does; its corpus is replayed by the ordinary tests.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+#[cfg(test)]
+mod tests;
+
 pub use device::QUEUES_MAX;
 pub use error::VhostError;
 pub use memory::MemoryError;

@@ -137,6 +137,12 @@ impl GuestMap {
         Self::new(regions)
     }
 
+    /// The same table anew.
+    #[cfg(test)]
+    pub(crate) fn same(&self) -> Self {
+        Self { regions: self.regions.clone() }
+    }
+
     /// This table without the region that is exactly so.
     ///
     /// # Errors

@@ -173,10 +173,9 @@ impl SplitRing {
 
     pub(super) fn set_kicks(&mut self, wanted: bool) -> bool {
         if self.event_idx {
-            if wanted {
-                // Not wanted: the event stays behind, and is not reached for 65535 entries.
-                self.used.store_u16(used_bytes(self.size), self.next_avail, Ordering::Relaxed);
-            }
+            // Not wanted: an event just behind is not reached for 65535 entries.
+            let event = if wanted { self.next_avail } else { self.next_avail.wrapping_sub(1) };
+            self.used.store_u16(used_bytes(self.size), event, Ordering::Relaxed);
         } else {
             let flags = if wanted { 0 } else { split::NO_NOTIFY };
             self.used.store_u16(0, flags, Ordering::Relaxed);

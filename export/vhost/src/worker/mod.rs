@@ -332,7 +332,15 @@ impl Disk {
     }
 }
 
-struct WorkerPoller(Rc<WorkerCell>);
+pub(crate) struct WorkerPoller(Rc<WorkerCell>);
+
+#[cfg(test)]
+impl WorkerPoller {
+    /// A second poller of the same queues.
+    pub(crate) fn for_test(worker: &Rc<WorkerCell>) -> Self {
+        Self(Rc::clone(worker))
+    }
+}
 
 impl Poller for WorkerPoller {
     fn poll(&mut self, cx: &Cx, now: Tick) -> usize {

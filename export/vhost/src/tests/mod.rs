@@ -1,0 +1,5 @@
+//! Queues on a reactor that is turned by hand, with a driver of a test's own on the other side.
+
+mod guest;
+mod no_allocation;
+mod requests;

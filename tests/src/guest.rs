@@ -4,6 +4,7 @@
 mod cpio;
 mod image;
 mod machine;
+mod migration;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -64,6 +65,8 @@ pub struct Guest {
     qemu: Process,
     scratch: Scratch,
     next_id: u32,
+    /// How often it was moved to another QEMU.
+    moves: u32,
 }
 
 impl Guest {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use penstock_tests::daemon::Daemon;
 use penstock_tests::guest::{Guest, Kernel, Machine};
-use penstock_tests::wait;
+use penstock_tests::process::Process;
+use penstock_tests::{paths, wait};
 use serde_json::json;
 
 const MIB: u64 = 1 << 20;
@@ -104,4 +105,84 @@ fn linux_6_12_uses_two_split_queues() -> Result<()> {
 #[test]
 fn linux_6_1_uses_two_packed_queues_and_blocks_of_4096_bytes() -> Result<()> {
     works_as_a_disk(Kernel::Linux6_1, 4096, "num-queues=2,packed=on")
+}
+
+/// `kill -9` of the daemon under I/O, twice: what was under way is done again from the inflight region.
+fn sees_a_pause_and_no_error(kernel: Kernel, device: &str) -> Result<()> {
+    let mut daemon = daemon(512)?;
+    let mut guest = machine(&daemon, kernel, device).boot()?;
+    guest.run("modprobe virtio_blk; eventually 10 test -b /dev/vda")?;
+    let fio = guest.start(&fio("crash", "--rate=4m"))?;
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_secs(3));
+        ensure!(guest.is_running(&fio)?, "fio ended before the daemon was killed");
+        daemon.kill()?;
+        std::thread::sleep(Duration::from_millis(500));
+        daemon.restart()?;
+        wait::until(Duration::from_secs(20), || Ok(session(&daemon).ok()))?;
+    }
+    is_verified(&guest.finish(fio, Duration::from_secs(240))?)?;
+    let log = guest.run("dmesg")?;
+    ensure!(!log.contains("I/O error"), "the guest saw an error:\n{log}");
+    Ok(())
+}
+
+#[test]
+fn linux_6_12_sees_a_pause_and_no_error_when_the_daemon_is_killed_under_io() -> Result<()> {
+    sees_a_pause_and_no_error(Kernel::Linux6_12, "num-queues=2")
+}
+
+#[test]
+fn linux_6_1_with_packed_queues_sees_a_pause_and_no_error_when_the_daemon_is_killed_under_io() -> Result<()> {
+    sees_a_pause_and_no_error(Kernel::Linux6_1, "num-queues=2,packed=on")
+}
+
+/// Two QEMUs, one daemon, one disk: the guest moves back and forth while fio verifies.
+#[test]
+fn a_guest_moves_between_two_hypervisors_under_io() -> Result<()> {
+    let daemon = daemon(4096)?;
+    let machine = machine(&daemon, Kernel::Linux6_12, "num-queues=2").movable();
+    let mut guest = machine.boot()?;
+    guest.run("modprobe virtio_blk; eventually 10 test -b /dev/vda")?;
+    let fio = guest.start(&fio("moves", "--rate=3m"))?;
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_secs(3));
+        guest.migrate(&machine)?;
+        ensure!(guest.is_running(&fio)?, "fio ended before the guest was moved");
+    }
+    is_verified(&guest.finish(fio, Duration::from_secs(240))?)?;
+    // The old QEMUs have gone.
+    wait::until(Duration::from_secs(20), || {
+        let found = daemon.call("vhost_get_controllers", json!({"name": CONTROLLER}))?;
+        Ok((found.pointer("/0/sessions/1").is_none()).then_some(()))
+    })?;
+    Ok(())
+}
+
+/// The firmware loads the disk's first sector and runs it: it says so on the serial port.
+#[test]
+fn the_firmware_boots_from_the_disk() -> Result<()> {
+    /// `mov si,text; next: lodsb; test al,al; jz halt; mov dx,0x3f8; out dx,al; jmp next; halt: hlt; jmp halt; text:`
+    const CODE: &[u8] =
+        b"\xbe\x11\x7c\xac\x84\xc0\x74\x06\xba\xf8\x03\xee\xeb\xf5\xf4\xeb\xfdbooted from penstock\0";
+    let daemon = daemon(512)?;
+    let mut sector = CODE.to_vec();
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    let file = std::fs::OpenOptions::new().write(true).open(daemon.dir().join("disk.img"))?;
+    std::os::unix::fs::FileExt::write_all_at(&file, &sector, 0)?;
+    let serial = daemon.dir().join("serial");
+    let mut command = Process::command(paths::tool("qemu-system-x86_64")?)?;
+    command.args(["-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none", "-m", "128"]);
+    command.args(["-machine", "q35,memory-backend=mem"]);
+    command.args(["-object", "memory-backend-memfd,id=mem,size=128M,share=on"]);
+    command.arg("-chardev").arg(format!("socket,id=disk,path={}", daemon.dir().join(CONTROLLER).display()));
+    command.args(["-device", "vhost-user-blk-pci,chardev=disk,bootindex=1"]);
+    command.arg("-serial").arg(format!("file:{}", serial.display()));
+    let _qemu = Process::start(command, "qemu-system-x86_64")?;
+    wait::until(Duration::from_secs(60), || {
+        let said = std::fs::read_to_string(&serial).unwrap_or_default();
+        Ok(said.contains("booted from penstock").then_some(()))
+    })
+    .context("the firmware did not boot from the disk")
 }

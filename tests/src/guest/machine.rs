@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::image::{Extras, Image};
-use super::{Guest, Kernel};
+use super::{Guest, Kernel, migration};
 use crate::paths::{self, Scratch};
 use crate::process::Process;
 use crate::wait;
@@ -22,13 +22,14 @@ const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// A guest that is not booted yet: two processors, 1 GiB, a network card, and what the test adds.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    kernel: Kernel,
+    pub(super) kernel: Kernel,
     forwards: Vec<(u16, u16)>,
     machine: String,
     memory_mib: u32,
     kernel_arguments: Vec<String>,
     arguments: Vec<OsString>,
-    extras: Extras,
+    pub(super) extras: Extras,
+    pub(super) movable: bool,
     programs: Vec<(String, PathBuf)>,
 }
 
@@ -44,6 +45,7 @@ impl Machine {
             kernel_arguments: Vec::new(),
             arguments: Vec::new(),
             extras: Extras::default(),
+            movable: false,
             programs: Vec::new(),
         }
     }
@@ -118,7 +120,10 @@ impl Machine {
         }
         let socket = scratch.join("channel");
         let listener = UnixListener::bind(&socket)?;
-        let command = self.command(&image, &scratch, &socket)?;
+        let mut command = self.command(&image, &scratch, &socket)?;
+        if self.movable {
+            command.arg("-qmp").arg(migration::monitor_argument(&scratch));
+        }
         let mut qemu = Process::start(command, "qemu-system-x86_64")?;
         listener.set_nonblocking(true)?;
         let channel = wait::until(BOOT_LIMIT, || {
@@ -128,7 +133,7 @@ impl Machine {
             Ok(listener.accept().ok())
         })?;
         channel.0.set_nonblocking(false)?;
-        let mut guest = Guest { channel: BufReader::new(channel.0), qemu, scratch, next_id: 0 };
+        let mut guest = Guest { channel: BufReader::new(channel.0), qemu, scratch, next_id: 0, moves: 0 };
         let ready = guest.line(BOOT_LIMIT).context("the guest did not boot")?;
         if !ready.starts_with("ready ") {
             bail!("the guest said `{ready}` instead of `ready`");
@@ -136,7 +141,7 @@ impl Machine {
         Ok(guest)
     }
 
-    fn command(&self, image: &Image, scratch: &Scratch, socket: &Path) -> Result<Command> {
+    pub(super) fn command(&self, image: &Image, scratch: &Scratch, socket: &Path) -> Result<Command> {
         let mut network = "user,id=n0,restrict=off".to_owned();
         for (host, guest) in &self.forwards {
             write!(network, ",hostfwd=tcp:127.0.0.1:{host}-:{guest}")?;

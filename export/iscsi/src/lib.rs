@@ -15,6 +15,14 @@
 //!
 //! All connections of a session live on one reactor: whoever accepts one that names a session of another reactor hands it
 //! over. ErrorRecoveryLevel is negotiated to 0.
+//!
+//! # Memory
+//!
+//! A connection takes 2 KiB, and from its login on, with the default window of 128 commands, at most 460 KiB for the slots of
+//! its commands; besides, up to 256 KiB of headers that are not sent yet (beyond that it is not read), as much of what came
+//! behind a command that waits for its buffer, 64 KiB of keys or ping data, 256 KiB of those that wait for their turn. Data
+//! buffers are the group's: [`config::IscsiOptions::buffer_bytes_max`] for all its connections; while others wait for one, an
+//! initiator that keeps some and moves no byte for 5 s is cut off.
 #![forbid(unsafe_code)]
 
 pub mod auth;

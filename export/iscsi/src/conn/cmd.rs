@@ -14,6 +14,7 @@
 use penstock_bdev::{Io, Sg};
 use penstock_reactor::net::SlotData;
 use penstock_scsi::{Command, LuId, Task};
+use penstock_spec::iscsi::TAG_NONE;
 
 /// Where a command is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +185,11 @@ impl CmdId {
 pub(crate) struct Slab {
     cmds: Vec<Cmd>,
     free: Vec<u16>,
+    /// Initiator Task Tags of the commands without an answer, by slot, else [`TAG_NONE`]: looked through once per PDU,
+    /// so they lie together.
+    tags: Vec<u32>,
+    /// Slots from here on were never taken.
+    used_to: usize,
 }
 
 impl SlotData for Slab {
@@ -196,7 +202,12 @@ impl SlotData for Slab {
 impl Slab {
     /// `len` free slots.
     pub(crate) fn new(len: u16) -> Self {
-        Self { cmds: (0..len).map(|_| Cmd::new()).collect(), free: (0..len).rev().collect() }
+        Self {
+            cmds: (0..len).map(|_| Cmd::new()).collect(),
+            free: (0..len).rev().collect(),
+            tags: vec![TAG_NONE; usize::from(len)],
+            used_to: 0,
+        }
     }
 
     /// Free slots.
@@ -224,6 +235,15 @@ impl Slab {
         cmd.early = None;
         cmd.buffered = 0;
         Some(slot)
+    }
+
+    /// Gives a slot the tag by which [`Self::find`] finds it; `None`: it has been answered.
+    #[inline]
+    pub(crate) fn set_tag(&mut self, slot: u16, itt: Option<u32>) {
+        if let Some(tag) = self.tags.get_mut(usize::from(slot)) {
+            *tag = itt.unwrap_or(TAG_NONE);
+            self.used_to = self.used_to.max(usize::from(slot) + 1);
+        }
     }
 
     /// Frees a slot whose task has ended; returns the bytes of buffers that it held.
@@ -257,7 +277,12 @@ impl Slab {
     }
 
     /// The slot of the unanswered command with this tag.
+    #[inline]
     pub(crate) fn find(&self, itt: u32) -> Option<u16> {
-        self.used().find(|(_, cmd)| cmd.itt == itt && cmd.is_pending()).map(|(slot, _)| slot)
+        if itt == TAG_NONE {
+            return None;
+        }
+        let tags = self.tags.get(..self.used_to).unwrap_or_default();
+        tags.iter().position(|tag| *tag == itt).and_then(|slot| u16::try_from(slot).ok())
     }
 }

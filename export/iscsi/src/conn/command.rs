@@ -94,6 +94,7 @@ impl Conn {
         cmd.edtl = edtl;
         cmd.unsolicited = write && hdr.flags & ScsiCommandHdr::FINAL == 0;
         self.pending += 1;
+        self.slab.set_tag(slot, Some(itt));
         if turn == Turn::Early {
             return self.hold_command(slot, cmd_sn, command, sink);
         }
@@ -424,6 +425,7 @@ impl Conn {
         if begun {
             session.end(cmd.seq, std::mem::take(&mut cmd.ordered), cmd.numbered);
         }
+        self.slab.set_tag(slot, None);
         if self.pdu.target == Target::Cmd(slot) {
             self.pdu.target = Target::Discard;
         }

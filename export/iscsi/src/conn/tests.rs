@@ -18,6 +18,7 @@ use zerocopy::IntoBytes;
 
 use super::bench::{BLOCK, Bench, TARGET};
 use super::*;
+use crate::config::IscsiOptions;
 
 /// A PDU that the machine has sent.
 #[derive(Debug)]
@@ -610,4 +611,14 @@ fn hostile_pdus_end_the_connection_and_nothing_else() {
     let long = Bhs { opcode: Opcode::DATA_OUT.0, data_len: DataLen::new(DataLen::MAX), ..Bhs::default() };
     host.conn.receive(long.as_bytes(), &mut host.bench);
     assert_eq!(host.conn.state(), ConnState::Ending);
+}
+
+#[test]
+fn a_session_takes_as_much_memory_as_the_crate_says_and_no_more() {
+    // Two slots for each command of the window, each with its I/O; then what is bounded by constants.
+    let slot = size_of::<cmd::Cmd>() + size_of::<Io>() + size_of::<u32>() + size_of::<u16>();
+    assert!(slot <= 1600, "a slot takes {slot} bytes");
+    let slots = (usize::from(IscsiOptions::default().max_queue_depth) + usize::from(IMMEDIATE_MAX)) * 2;
+    assert!(slots * slot <= 460 << 10, "the slots of a connection take {} bytes", slots * slot);
+    assert!(size_of::<Conn>() <= 2048, "{}", size_of::<Conn>());
 }

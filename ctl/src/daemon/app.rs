@@ -97,12 +97,13 @@ impl App {
         let notes = Rc::new(Notes::default());
         let recorder = Rc::clone(&notes);
         let subscription = registry.subscribe(move |event| recorder.record(event));
-        let target = Target::new(parts.reactors.clone(), registry.clone());
         let store: SharedStore = match &parts.state {
             Some(path) => Rc::new(RefCell::new(ReservationFile::beside(path))),
             None => Rc::new(RefCell::new(NoStore)),
         };
         let reservations = ReservationBook::new(store);
+        let target =
+            Target::with_reservations(parts.reactors.clone(), registry.clone(), reservations.clone());
         let iscsi = IscsiTarget::new(parts.reactors.clone(), registry.clone(), reservations.clone());
         let vhost = Vhost::new(parts.reactors.clone(), registry.clone(), parts.vhost_dir);
         let nvme = NvmeControllers::new(parts.reactors.clone(), parts.clock.clone(), registry.clone());

@@ -185,8 +185,8 @@ params! {
         eui64: Option<String>,
         /// Its UUID. Default: the bdev's.
         uuid: Option<String>,
-        /// There are no persistent reservations.
-        ptpl_file: Option<Off>,
+        /// The file in which reservations persist that hosts want to persist through power loss. Default: none.
+        ptpl_file: Option<String>,
         /// Its ANA group. Default: the one with the number of its namespace ID.
         anagrpid: Option<u32>,
         /// All namespaces are visible to all hosts of the subsystem.
@@ -512,6 +512,7 @@ async fn add_ns(app: Rc<App>, params: AddNs) -> Result<Value, RpcError> {
     let mut new = Namespace::on(&params.namespace.bdev_name);
     new.nsid = params.namespace.nsid;
     new.nguid = params.namespace.nguid;
+    new.ptpl_file = params.namespace.ptpl_file.map(std::path::PathBuf::from);
     new.eui64 = params.namespace.eui64;
     new.uuid = params.namespace.uuid;
     new.anagrpid = params.namespace.anagrpid;

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::ana::{self, PathStates};
 use crate::cntlid::ControllerIds;
 use crate::io_cmd::{DMRSL_DEFAULT, WZSL_DEFAULT};
+use crate::reservation::NamespaceReservations;
 
 /// Subsystems of one target at most, discovery not counted.
 pub const SUBSYSTEMS_MAX: usize = 1024;
@@ -203,6 +204,8 @@ pub struct SubsystemConfig {
     pub hosts: BTreeMap<Nqn, HostConfig>,
     /// Namespaces; all are attached to all controllers.
     pub namespaces: BTreeMap<Nsid, NamespaceConfig>,
+    /// Reservations of the namespaces.
+    pub reservations: BTreeMap<Nsid, NamespaceReservations>,
     /// Where it can be reached.
     pub listeners: Vec<ListenerConfig>,
     /// Controller identifiers in use: the same object in every generation.
@@ -235,6 +238,7 @@ impl SubsystemConfig {
             allow_any_host: kind == SubsystemKind::Discovery,
             hosts: BTreeMap::new(),
             namespaces: BTreeMap::new(),
+            reservations: BTreeMap::new(),
             listeners: Vec::new(),
             controller_ids: Arc::new(ControllerIds::new()),
         }
@@ -270,6 +274,7 @@ impl SubsystemConfig {
     pub fn without_namespaces(&self) -> Self {
         Self {
             namespaces: BTreeMap::new(),
+            reservations: BTreeMap::new(),
             nqn: self.nqn,
             serial_number: self.serial_number.clone(),
             model_number: self.model_number.clone(),

@@ -154,9 +154,12 @@ const fn flush() -> IoPlan {
 fn without_namespace(opcode: NvmOpcode, nsid: u32, limits: &IoLimits) -> Result<IoPlan, Status> {
     match nsid {
         NSID_ALL if opcode == NvmOpcode::FLUSH => Ok(IoPlan::FlushAll),
-        nsid if nsid != 0 && nsid <= limits.nsid_max => Err(INVALID_FIELD),
-        _ => Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr()),
+        nsid => Err(no_namespace(nsid, limits.nsid_max)),
     }
+}
+
+pub(crate) const fn no_namespace(nsid: u32, nsid_max: u32) -> Status {
+    if nsid != 0 && nsid <= nsid_max { INVALID_FIELD } else { Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr() }
 }
 
 #[inline]
@@ -261,7 +264,7 @@ fn range_list(sqe: &Sqe, ranges: u16, range_len: usize, len_max: u32) -> Result<
 
 /// The data pointer of a command that moves data: an SGL that NVMe/TCP can have.
 #[inline]
-fn data_sgl(sqe: &Sqe) -> Result<TcpSgl, Status> {
+pub(crate) fn data_sgl(sqe: &Sqe) -> Result<TcpSgl, Status> {
     // There is no metadata, so that MPTR is not looked at; SGLS does not offer 10b.
     if sqe.psdt() != Psdt::SglMptrContiguous {
         return Err(INVALID_FIELD);

@@ -21,6 +21,7 @@ pub mod controller;
 pub mod discovery;
 pub mod group;
 pub mod io_cmd;
+pub mod reservation;
 pub mod status;
 pub mod target;
 pub mod tcp;

@@ -9,6 +9,7 @@ use zerocopy::little_endian::U32;
 
 use super::feature::FEATURES;
 use crate::io_cmd;
+use crate::reservation::is_reservation;
 
 /// Admin commands of I/O controllers, and whether discovery controllers have them too.
 const ADMIN: &[(AdminOpcode, bool)] = &[
@@ -53,6 +54,7 @@ const LOGS: &[(Lid, On)] = &[
     (Lid::FEATURES_SUPPORTED, On::All),
     (Lid::NVME_MI_COMMANDS_SUPPORTED, On::Io),
     (Lid::DISCOVERY, On::Discovery),
+    (Lid::RESERVATION_NOTIFICATION, On::Io),
 ];
 
 /// FSP bit 1: the feature belongs to the controller; bit 0: to a namespace.
@@ -93,7 +95,7 @@ pub(super) fn commands_supported(discovery: bool) -> CommandsSupportedLog {
     }
     for (opcode, entry) in (0..=u8::MAX).zip(page.iocs.iter_mut()) {
         let opcode = NvmOpcode(opcode);
-        if discovery || !io_cmd::is_supported(opcode) {
+        if discovery || !(io_cmd::is_supported(opcode) || is_reservation(opcode)) {
             continue;
         }
         let changes = matches!(

@@ -3,7 +3,7 @@
 //! An event that was reported is not reported again until the host has read its log page without Retain Asynchronous
 //! Event. At most [`AER_MAX`] requests and one event of each kind wait.
 
-use penstock_spec::nvme::event::{EventConfig, EventResult, EventType, NoticeEvent};
+use penstock_spec::nvme::event::{EventConfig, EventResult, EventType, IoCommandEvent, NoticeEvent};
 use penstock_spec::nvme::log::Lid;
 
 /// Asynchronous Event Requests that one controller holds (AERL plus one).
@@ -20,10 +20,18 @@ pub(super) enum Event {
     AnaChange,
     /// A Cross-Controller Reset that was begun is complete.
     CrossReset,
+    /// There is a notice in the reservation notification log page.
+    ReservationLog,
 }
 
 impl Event {
-    const ALL: [Self; 4] = [Self::CrossReset, Self::AnaChange, Self::NamespaceAttribute, Self::DiscoveryLog];
+    const ALL: [Self; 5] = [
+        Self::CrossReset,
+        Self::AnaChange,
+        Self::NamespaceAttribute,
+        Self::DiscoveryLog,
+        Self::ReservationLog,
+    ];
 
     const fn bit(self) -> u8 {
         match self {
@@ -31,6 +39,7 @@ impl Event {
             Self::DiscoveryLog => 2,
             Self::AnaChange => 4,
             Self::CrossReset => 8,
+            Self::ReservationLog => 16,
         }
     }
 
@@ -41,6 +50,10 @@ impl Event {
             Self::DiscoveryLog => (NoticeEvent::DISCOVERY_LOG_CHANGE, Lid::DISCOVERY),
             Self::AnaChange => (NoticeEvent::ANA_CHANGE, Lid::ANA),
             Self::CrossReset => (NoticeEvent::CROSS_CONTROLLER_RESET_COMPLETED, Lid::CROSS_CONTROLLER_RESET),
+            Self::ReservationLog => {
+                let info = IoCommandEvent::RESERVATION_LOG_AVAILABLE.0;
+                return EventResult::new(EventType::IO_COMMAND_SET, info, Lid::RESERVATION_NOTIFICATION);
+            }
         };
         EventResult::new(EventType::NOTICE, info.0, lid)
     }
@@ -52,6 +65,8 @@ impl Event {
             Self::DiscoveryLog => config.discovery_log(),
             Self::AnaChange => config.ana_change(),
             Self::CrossReset => config.cross_reset(),
+            // Each namespace has a mask of its own (feature 82h).
+            Self::ReservationLog => true,
         }
     }
 }

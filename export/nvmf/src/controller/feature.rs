@@ -41,6 +41,8 @@ pub(super) const FEATURES: &[FeatureInfo] = &[
     info(Fid::KEEP_ALIVE_TIMER, true, false, true),
     info(Fid::IO_COMMAND_SET_PROFILE, true, false, false),
     info(Fid::HOST_IDENTIFIER, false, false, false),
+    info(Fid::RESERVATION_NOTIFICATION_MASK, true, true, false),
+    info(Fid::RESERVATION_PERSISTENCE, true, true, false),
 ];
 
 /// Values of the features that are nothing but values.
@@ -118,6 +120,9 @@ impl Controller {
             Fid::WRITE_ATOMICITY_NORMAL => values.atomicity.0,
             Fid::ASYNC_EVENT_CONFIG => self.events.config().0,
             Fid::KEEP_ALIVE_TIMER => self.keep_alive.kato_ms(),
+            Fid::RESERVATION_NOTIFICATION_MASK | Fid::RESERVATION_PERSISTENCE => {
+                return self.reservation_feature(fid, sqe.nsid.get());
+            }
             _ => return self.default_value(fid, sqe, out),
         };
         Ok(Completion::ok(dw0))
@@ -167,6 +172,12 @@ impl Controller {
             Fid::KEEP_ALIVE_TIMER => {
                 self.keep_alive.set_kato_ms(value, now);
                 0
+            }
+            Fid::RESERVATION_NOTIFICATION_MASK => {
+                if nsid != NSID_ALL && self.params.subsystem.namespace(nsid).is_none() {
+                    return Err(self.no_namespace(nsid));
+                }
+                self.set_notification_mask(nsid, value)
             }
             // There is one combination of command sets, and it has the index 0.
             Fid::IO_COMMAND_SET_PROFILE if value & 0x1ff == 0 => 0,

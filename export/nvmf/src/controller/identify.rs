@@ -66,7 +66,11 @@ impl Controller {
         match cmd.cns {
             Cns::NAMESPACE | Cns::ALLOCATED_NAMESPACE => {
                 let (namespace, io_size) = (self.valid_namespace(nsid)?, self.params.options.max_io_size);
-                let data = namespace.map(|ns| self.on_path(ns, identify_namespace(ns, io_size)));
+                let data = namespace.map(|ns| {
+                    let mut data = self.on_path(ns, identify_namespace(ns, io_size));
+                    data.rescap = self.reservation_capabilities(ns);
+                    data
+                });
                 out.extend_from_slice(data.unwrap_or_default().as_bytes());
             }
             Cns::ACTIVE_NS_LIST | Cns::ALLOCATED_NS_LIST => self.ns_list(nsid, out)?,
@@ -76,7 +80,11 @@ impl Controller {
             }
             Cns::INDEPENDENT_NAMESPACE => {
                 let namespace = self.valid_namespace(nsid)?;
-                let data = namespace.map(|ns| self.on_path_independent(ns, identify_independent(ns)));
+                let data = namespace.map(|ns| {
+                    let mut data = self.on_path_independent(ns, identify_independent(ns));
+                    data.rescap = self.reservation_capabilities(ns);
+                    data
+                });
                 out.extend_from_slice(data.unwrap_or_default().as_bytes());
             }
             Cns::CSI_NAMESPACE | Cns::CSI_CONTROLLER | Cns::CSI_ACTIVE_NS_LIST if cmd.csi != Csi::NVM => {
@@ -205,7 +213,8 @@ impl Controller {
             .with_nvmwzsv(true)
             .with_ssfs(true)
             .with_nvmvfys(true)
-            .with_nvmcpys(true);
+            .with_nvmcpys(true)
+            .with_reservs(true);
         data.oncs = U16::new(commands.0);
         data.cdfs = U16::new(CDFS_FORMAT_0);
         data.fuses = U16::new(FUSES_COMPARE_AND_WRITE);

@@ -69,6 +69,7 @@ impl Controller {
                 effects::commands_supported(discovery).as_bytes().to_vec()
             }
             Lid::FEATURES_SUPPORTED => effects::features_supported(discovery).as_bytes().to_vec(),
+            Lid::RESERVATION_NOTIFICATION => self.notices.page().as_bytes().to_vec(),
             Lid::NVME_MI_COMMANDS_SUPPORTED => vec![0; MI_LOG_LEN],
             _ => discovery::log_page(&self.params.discovery, &self.params.hostnqn, self.params.local),
         };
@@ -88,6 +89,7 @@ impl Controller {
                 self.changed.clear();
                 self.events.was_read(Event::NamespaceAttribute);
             }
+            Lid::RESERVATION_NOTIFICATION => self.notice_was_read(),
             Lid::DISCOVERY => self.events.was_read(Event::DiscoveryLog),
             Lid::ANA => self.events.was_read(Event::AnaChange),
             Lid::CROSS_CONTROLLER_RESET => self.events.was_read(Event::CrossReset),

@@ -23,6 +23,7 @@ mod keep_alive;
 mod log;
 mod path;
 mod property;
+mod reservation;
 mod shared;
 
 use std::collections::BTreeSet;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 
 use penstock_reactor::Tick;
 use penstock_reactor::rng::Rng;
-use penstock_spec::nvme::feature::{Fid, GetFeaturesDw10};
+use penstock_spec::nvme::feature::{Fid, GetFeaturesDw10, SetFeaturesDw10};
 use penstock_spec::nvme::log::GetLogPageCmd;
 use penstock_spec::nvme::sgl::TcpSgl;
 use penstock_spec::nvme::{AdminOpcode, FabricsType, Fuse, Psdt, Sqe, Status};
@@ -46,6 +47,7 @@ use crate::ana::AnaLog;
 use crate::config::{ADMIN_DATA_LEN_MAX, DiscoveryConfig, Nsid, SubsystemConfig, SubsystemKind};
 use crate::discovery;
 use crate::io_cmd::Transfer;
+use crate::reservation::Notices;
 use crate::transport_options::TransportOptions;
 use cross_reset::CrossResets;
 use error_log::ErrorLog;
@@ -114,6 +116,13 @@ pub enum AdminOutcome {
     Done(Completion),
     /// An Asynchronous Event Request that is held; [`Controller::poll_event`] answers it.
     Held,
+    /// Set Features of Reservation Persistence, which the control thread carries out. The owner answers when it has.
+    Persist {
+        /// The namespace; FFFFFFFFh: all.
+        nsid: u32,
+        /// Whether its reservations persist through power loss.
+        on: bool,
+    },
     /// An Abort of an I/O queue's command, or of an admin command other than a held event request. The owner looks for
     /// it, calls [`Controller::abort_done`] and completes the Abort with dword 0 bit 0 clear only if it was aborted.
     Abort {
@@ -142,6 +151,7 @@ pub struct Controller {
     keep_alive: KeepAlive,
     errors: ErrorLog,
     changed: BTreeSet<Nsid>,
+    notices: Notices,
     ana: AnaLog,
     cross_resets: CrossResets,
     ciu: u8,
@@ -183,6 +193,10 @@ fn is_probe(opcode: AdminOpcode, status: Status) -> bool {
     query.contains(&opcode) && (status.is(INVALID_FIELD) || status.is(Status::INVALID_LOG_PAGE))
 }
 
+fn is_persistence(sqe: &Sqe) -> bool {
+    SetFeaturesDw10(sqe.cdw10.get()).fid() == Fid::RESERVATION_PERSISTENCE.0
+}
+
 fn admin_sgl(sqe: &Sqe) -> Result<TcpSgl, Status> {
     if sqe.psdt() != Psdt::SglMptrContiguous {
         return Err(INVALID_FIELD);
@@ -203,6 +217,7 @@ impl Controller {
             keep_alive: KeepAlive::new(params.kato_ms, discovery, now),
             errors: ErrorLog::default(),
             changed: BTreeSet::new(),
+            notices: Notices::default(),
             ana: AnaLog::new(&params.subsystem, params.portid),
             cross_resets: CrossResets::default(),
             ciu: 0,
@@ -275,6 +290,7 @@ impl Controller {
                 }
                 completion
             }
+            AdminOpcode::SET_FEATURES if is_persistence(sqe) => return self.set_persistence(sqe),
             AdminOpcode::SET_FEATURES => self.set_features(sqe, now)?,
             AdminOpcode::KEEP_ALIVE => {
                 self.keep_alive.restart(now);

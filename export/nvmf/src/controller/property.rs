@@ -234,6 +234,7 @@ impl Controller {
         self.ended.extend(held.into_iter().map(|cid| (cid, Status::ABORTED_SQ_DELETION)));
         self.features.reset();
         self.changed.clear();
+        self.notices.reset();
         self.keep_alive.set_running(false, now);
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use penstock_bdev::reservation::{HostId, RegistrantId};
 use penstock_reactor::Tick;
 use penstock_spec::nvmf::Nqn;
 
@@ -15,9 +16,9 @@ const WORDS: usize = IO_QPAIRS_MAX as usize / 64 + 1;
 pub struct CtrlShared {
     cntlid: u16,
     hostnqn: Nqn,
-    hostid: [u8; 16],
     /// Commands are not executed from then on, in nanoseconds of the reactors' clock.
     lease_ns: AtomicU64,
+    host: RegistrantId,
     alive: AtomicBool,
     ready: AtomicBool,
     traffic: AtomicBool,
@@ -31,8 +32,8 @@ impl CtrlShared {
         Self {
             cntlid,
             hostnqn,
-            hostid,
             lease_ns: AtomicU64::new(u64::MAX),
+            host: RegistrantId { host: HostId::Nvme(hostid), port: 0 },
             alive: AtomicBool::new(true),
             ready: AtomicBool::new(false),
             traffic: AtomicBool::new(false),
@@ -49,13 +50,13 @@ impl CtrlShared {
     /// Whether it is that host's.
     #[must_use]
     pub fn is_host(&self, hostnqn: &Nqn, hostid: [u8; 16]) -> bool {
-        self.hostid == hostid && self.hostnqn == *hostnqn
+        self.host.host == HostId::Nvme(hostid) && self.hostnqn == *hostnqn
     }
 
     /// Whether both are the same host's.
     #[must_use]
     pub fn has_host_of(&self, other: &Self) -> bool {
-        self.is_host(&other.hostnqn, other.hostid)
+        self.host == other.host && self.hostnqn == other.hostnqn
     }
 
     /// Whether its host may have taken it for dead, so that nothing of it may be executed any more. The keep-alive timer
@@ -68,6 +69,13 @@ impl CtrlShared {
 
     pub(super) fn set_lease(&self, until: Tick) {
         self.lease_ns.store(until.as_ns(), Ordering::Relaxed);
+    }
+
+    /// The host, as reservations know it.
+    #[inline]
+    #[must_use]
+    pub fn host(&self) -> &RegistrantId {
+        &self.host
     }
 
     /// Whether the association exists; once false, for ever, and every connection of it is to be closed.

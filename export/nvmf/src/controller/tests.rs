@@ -198,7 +198,7 @@ fn identify_controller_tells_what_is_there_and_nothing_else() {
         (id.sqes, id.cqes, id.ioccsz.get(), id.iorcsz.get(), id.icdoff.get()),
         (0x66, 0x44, 516, 1, 0)
     );
-    assert_eq!((id.oacs.get(), id.oncs.get(), id.fuses.get(), id.vwc), (0, 0b1_1001_1101, 1, 7));
+    assert_eq!((id.oacs.get(), id.oncs.get(), id.fuses.get(), id.vwc), (0, 0b1_1011_1101, 1, 7));
     assert_eq!((id.acl0, id.aerl0, id.elpe0, id.lpa, id.anacap), (3, 3, 63, 0b10_0110, 0));
     assert_eq!((id.sgls.get(), id.ctratt.get(), id.oaes.get()), (0x30_0001, 0x41, 0x10_0100));
     assert_eq!(id.subnqn, nqn("disk").to_field());
@@ -415,6 +415,7 @@ proptest! {
                 AdminOutcome::CrossReset(impacted) => {
                     c.cross_reset_answer(impacted, CrossReset::Gone);
                 }
+                AdminOutcome::Persist { .. } => prop_assert_eq!(sqe.opc, AdminOpcode::SET_FEATURES.0),
             }
         }
     }

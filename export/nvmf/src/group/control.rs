@@ -16,6 +16,7 @@ use super::{Entry, Group};
 use crate::config::SubsystemKind;
 use crate::controller::{AdminOutcome, Completion, Controller, ControllerParams, Instance};
 use crate::qpair::{Connect, Link, Refusal};
+use crate::reservation::{ReservationCommand, is_reservation};
 use crate::tcp::req::{ReqId, ReqKind, ReqState};
 
 /// Commands and messages handled per turn.
@@ -84,6 +85,7 @@ impl Group {
                 entry.ending = true;
                 self.answer(id, Status::SUCCESS, 0);
             }
+            (Link::Io(_), None) if is_reservation(NvmOpcode(sqe.opc)) => self.reservation(id, &sqe),
             (Link::Io(_), _) => self.answer(id, Status::INVALID_OPCODE.with_dnr(), 0),
             _ => self.answer(id, Status::COMMAND_SEQUENCE_ERROR.with_dnr(), 0),
         }
@@ -190,6 +192,13 @@ impl Group {
             }
             AdminOutcome::Abort { sqid, cid } => self.abort(at, id, sqid, cid),
             AdminOutcome::CrossReset(impacted) => self.begin_cross_reset(at, id, impacted),
+            AdminOutcome::Persist { nsid, on } => {
+                let (nqn, host) = (
+                    association.controller.params().subsystem.nqn,
+                    association.controller.shared().host().clone(),
+                );
+                self.ask(id, nqn, nsid, host, ReservationCommand::Persist(on));
+            }
         }
         self.admin_out = out;
         if let Some(association) = self.associations.get_mut(at).and_then(Option::as_mut)
@@ -205,7 +214,7 @@ impl Group {
     }
 
     /// Answers an admin command; what the controller left unfilled of the host's buffer is zero.
-    fn admin_done(&mut self, id: ReqId, out: &[u8], completion: Completion) {
+    pub(super) fn admin_done(&mut self, id: ReqId, out: &[u8], completion: Completion) {
         let Some(entry) = self.entries.get_mut(id.conn as usize).and_then(Option::as_mut) else { return };
         let Some(req) = entry.conn.req_mut(id.slot) else { return };
         let mut len = 0;

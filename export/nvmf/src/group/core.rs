@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use penstock_bdev::reservation::ReservationView;
 use penstock_bdev::{BdevChannel, Busy, Io};
 use penstock_reactor::mem::Buf;
 use penstock_reactor::{Cx, Tick};
@@ -10,10 +11,12 @@ use penstock_spec::nvme::{NvmOpcode, Sqe, Status};
 use penstock_spec::nvmf::Nqn;
 
 use super::failure::Failure;
+use super::reservation::guard_of;
 use super::stats::GroupStats;
 use crate::config::{NamespaceConfig, Nsid, SubsystemConfig, SubsystemKind};
 use crate::io_cmd::{self, IoLimits, IoPlan, NsGeometry, Transfer};
 use crate::qpair::{Link, control_transfer};
+use crate::reservation::is_reservation;
 use crate::tcp::TcpParams;
 use crate::tcp::conn::{Conn, Exec, Sink};
 use crate::tcp::req::{Req, ReqId, ReqKind};
@@ -58,6 +61,8 @@ pub(super) struct Chan {
     id: u32,
     channel: BdevChannel,
     pub(super) geometry: NsGeometry,
+    /// The reservation, where there is one.
+    pub(super) guard: Option<Arc<ReservationView>>,
     /// Requests that found the bdev's queue full.
     busy: VecDeque<ReqId>,
     /// In the list of those to be polled.
@@ -85,6 +90,8 @@ pub(crate) struct Core {
     /// Commands that failed, for their controllers' logs.
     pub(super) failures: Vec<Failure>,
     pub(crate) stats: GroupStats,
+    /// Some namespace is reserved.
+    pub(super) reserved: bool,
     /// Some path of some subsystem refuses commands.
     pub(super) paths_closed: bool,
 }
@@ -104,6 +111,7 @@ impl Core {
             control: VecDeque::new(),
             failures: Vec::new(),
             stats: GroupStats::default(),
+            reserved: false,
             paths_closed: false,
         }
     }
@@ -149,6 +157,9 @@ impl Core {
                     NO_CHAN
                 })
             };
+            if let Some(chan) = self.chan_mut(id) {
+                chan.guard = guard_of(config, *nsid);
+            }
             if let Some(to) = fresh.get_mut(index) {
                 *to = id;
             }
@@ -159,6 +170,7 @@ impl Core {
             subsystem.errors = errors;
         }
         self.look_at_paths();
+        self.reserved = self.chans.iter().flatten().any(|chan| chan.guard.is_some() && !chan.closing);
         place
     }
 
@@ -178,6 +190,7 @@ impl Core {
             *slot = None;
         }
         self.look_at_paths();
+        self.reserved = self.chans.iter().flatten().any(|chan| chan.guard.is_some() && !chan.closing);
     }
 
     fn add(&mut self, config: &Arc<SubsystemConfig>) -> u32 {
@@ -211,7 +224,8 @@ impl Core {
         let id = (u32::from(self.generation) << 16) | u32::try_from(place).unwrap_or(0);
         let info = channel.shared().info();
         let geometry = NsGeometry { blocks: info.blocks, block_bytes: info.block_bytes, caps: info.caps };
-        let chan = Chan { id, channel, geometry, busy: VecDeque::new(), active: false, closing: false };
+        let (busy, guard) = (VecDeque::new(), None);
+        let chan = Chan { id, channel, geometry, guard, busy, active: false, closing: false };
         if place == self.chans.len() {
             self.chans.push(None);
             self.active.reserve(self.chans.len());
@@ -412,7 +426,11 @@ impl Sink for Core {
             if self.paths_closed {
                 self.path_open(queue, sqe.nsid.get())?;
             }
-            let judged = self.judge_io(queue.subsystem, id, req, sqe);
+            let may = if self.reserved { self.may_begin(queue, sqe) } else { Ok(()) };
+            let mut judged = may.and_then(|()| self.judge_io(queue.subsystem, id, req, sqe));
+            if judged.is_err() && is_reservation(NvmOpcode(sqe.opc)) {
+                judged = self.judge_reservation(queue, req, sqe);
+            }
             if let Err(status) = judged {
                 self.refused(queue, sqe, status);
             }
@@ -465,6 +483,12 @@ impl Sink for Core {
         if self.paths_closed
             && let Err(status) = self.still_open(link, req)
         {
+            return Exec::Done(status);
+        }
+        if self.reserved
+            && let Err(status) = self.may_go_on(link, req)
+        {
+            self.failed(link, req, req.io.as_deref(), status);
             return Exec::Done(status);
         }
         let exec = match req.kind {

@@ -19,6 +19,7 @@ mod job;
 mod join;
 mod path;
 mod read;
+mod reservation;
 mod stats;
 
 #[cfg(test)]
@@ -30,6 +31,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use futures_channel::mpsc::Sender;
 use penstock_bdev::Io;
 pub use penstock_reactor::net::Peers;
 use penstock_reactor::net::{Link as Wire, Listeners, Ready, SocketGroup};
@@ -46,6 +48,7 @@ use self::fence::Fences;
 use self::join::Msg;
 use crate::config::{DiscoveryConfig, Nsid, SubsystemConfig};
 use crate::qpair::Link;
+use crate::reservation::Request;
 use crate::tcp::TcpParams;
 use crate::tcp::conn::Conn;
 use crate::tcp::req::ReqId;
@@ -121,6 +124,8 @@ struct Group {
     fences: Fences,
     rng: Rng,
     admin_out: Vec<u8>,
+    /// To the control thread.
+    requests: Option<Sender<Request>>,
     next_scan: Tick,
     draining: bool,
 }
@@ -197,6 +202,7 @@ impl GroupCell {
             fences: Fences::default(),
             rng: Rng::seeded(cx.with_rng(Rng::next_u64) ^ u64::try_from(index).unwrap_or(0)),
             admin_out: Vec::new(),
+            requests: None,
             next_scan: Tick::ZERO,
             draining: false,
         };

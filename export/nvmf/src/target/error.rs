@@ -110,6 +110,15 @@ pub enum TargetError {
         #[source]
         source: BdevError,
     },
+    /// The bdev's reservations are not known, so that nobody may use it.
+    #[error("the reservations of bdev {bdev} cannot be read")]
+    Reservations {
+        /// Its UUID.
+        bdev: String,
+        /// What the storage says.
+        #[source]
+        source: std::io::Error,
+    },
     /// A reactor cannot use the bdev; the namespace was not added.
     #[error(
         "namespace {nsid} on bdev {name} was not added to subsystem {nqn}: a reactor cannot open it ({reason})"

@@ -11,6 +11,7 @@ mod error;
 mod params;
 mod path;
 mod report;
+mod reservation;
 mod subsystem;
 
 #[cfg(test)]
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_channel::oneshot;
+use penstock_bdev::reservation::{NoStore, ReservationBook};
 use penstock_bdev::{Event, EventKind, Registry, Subscription};
 use penstock_reactor::{Cx, ReactorError, ReactorHandle};
 use penstock_spec::nvmf::Nqn;
@@ -34,6 +36,7 @@ pub use error::TargetError;
 pub use params::{CreateSubsystem, ListenAddress, Namespace};
 pub use path::ListenOptions;
 
+use self::reservation::Keeper;
 use crate::config::{DiscoveryConfig, DiscoveryFilter, Referral, SubsystemConfig, SubsystemKind};
 use crate::group::{GroupCell, Peers};
 use crate::transport_options::{AQ_DEPTH_MIN, TransportOptions};
@@ -70,6 +73,7 @@ struct Inner {
     registry: Registry,
     state: RefCell<State>,
     subscription: RefCell<Option<Subscription>>,
+    keeper: Keeper,
     draining: Cell<bool>,
 }
 
@@ -87,8 +91,19 @@ type Answers<R> = Vec<Result<oneshot::Receiver<R>, ReactorError>>;
 
 impl Target {
     /// A target on these reactors whose namespaces are bdevs of `registry`. Only the discovery subsystem is there.
+    /// Reservations persist only in files of namespaces' own.
     #[must_use]
     pub fn new(reactors: Vec<ReactorHandle>, registry: Registry) -> Self {
+        Self::with_reservations(reactors, registry, ReservationBook::new(Rc::new(RefCell::new(NoStore))))
+    }
+
+    /// As [`Self::new`], with reservations that other protocols know of.
+    #[must_use]
+    pub fn with_reservations(
+        reactors: Vec<ReactorHandle>,
+        registry: Registry,
+        book: ReservationBook,
+    ) -> Self {
         let discovery = SubsystemConfig::new(Nqn::discovery(), SubsystemKind::Discovery);
         let state = State {
             options: None,
@@ -104,6 +119,7 @@ impl Target {
             registry,
             state: RefCell::new(state),
             subscription: RefCell::new(None),
+            keeper: Keeper::new(book),
             draining: Cell::new(false),
         }));
         let weak = Rc::downgrade(&target.0);
@@ -113,6 +129,7 @@ impl Target {
             }
         });
         *target.0.subscription.borrow_mut() = Some(subscription);
+        target.follow_reservations();
         target
     }
 
@@ -133,8 +150,11 @@ impl Target {
         let what = "start the TCP transport";
         for (index, handle) in self.0.reactors.iter().enumerate() {
             let (options, peers) = (Arc::clone(&options), Arc::clone(&self.0.peers));
+            let requests = self.0.keeper.requests();
             let started = handle
-                .call(move |cx| GroupCell::start(cx, &options, peers, index).map(drop))
+                .call(move |cx| {
+                    GroupCell::start(cx, &options, peers, index).map(|cell| cell.set_requests(requests))
+                })
                 .await
                 .and_then(|started| started);
             if let Err(error) = started {
@@ -195,6 +215,9 @@ impl Target {
                 drop(answers);
             }
         }
+        if event.kind == EventKind::Removing {
+            self.forget_reservations();
+        }
     }
 
     /// Makes the next generation of a subsystem and publishes it.
@@ -212,6 +235,7 @@ impl Target {
             let mut next = SubsystemConfig::clone(slot);
             let result = change(&mut next)?;
             next.generation += 1;
+            next.reservations.retain(|nsid, _| next.namespaces.contains_key(nsid));
             *slot = Arc::new(next);
             (result, Arc::clone(slot))
         };

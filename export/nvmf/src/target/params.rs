@@ -1,6 +1,7 @@
 //! Parameters of the target's methods, named as SPDK names them. An unknown one is refused by its name.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use penstock_spec::nvmf::connect::CNTLID_MAX;
 use penstock_spec::nvmf::discovery::DISCOVERY_PORT_TCP;
@@ -185,6 +186,9 @@ pub struct Namespace {
     /// ANA group; the one with the number of the NSID where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anagrpid: Option<u32>,
+    /// The file in which reservations persist that hosts want to persist through power loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ptpl_file: Option<PathBuf>,
     /// Whether the namespace is hidden from hosts that are not named: only `false` is taken.
     #[serde(default, skip_serializing)]
     pub no_auto_visible: bool,

@@ -247,6 +247,9 @@ fn namespace(config: &SubsystemConfig, ns: &NamespaceConfig, compatible: bool) -
         if ns.eui64 != [0; 8] {
             object.insert("eui64".to_owned(), json!(hex(&ns.eui64)));
         }
+        if let Some(path) = config.reservations.get(&ns.nsid).and_then(|known| known.ptpl_file.as_ref()) {
+            object.insert("ptpl_file".to_owned(), json!(path));
+        }
         if config.ana_reporting {
             object.insert("anagrpid".to_owned(), json!(ns.anagrpid));
         }

@@ -62,6 +62,7 @@ impl Target {
         }
         let name = config.nqn;
         self.0.state.borrow_mut().subsystems.remove(&name);
+        self.forget_reservations();
         let mut answers = self.publish(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.remove_subsystem(&name);
@@ -112,8 +113,12 @@ impl Target {
             eui64: identity.eui64,
             anagrpid,
         };
+        let bdev = namespace.descriptor.shared().uuid();
+        let ptpl_file = params.ptpl_file.as_deref();
+        let reservations = self.adopt_reservations((subsystem.nqn, nsid), bdev, ptpl_file)?;
         let ((), answers) = self.change(&subsystem.nqn, |config| {
             config.namespaces.insert(nsid, namespace);
+            config.reservations.insert(nsid, reservations);
             Ok(())
         })?;
         self.all(answers, "add a namespace").await?;
@@ -137,6 +142,7 @@ impl Target {
             config.namespaces.remove(&Nsid(nsid)).ok_or_else(|| missing(config, format!("namespace {nsid}")))
         })?;
         drop(removed);
+        self.forget_reservations();
         self.all(answers, "remove a namespace").await?;
         self.wait_until(&format!("I/O of namespace {nsid} of {name}"), GroupCell::is_drained).await
     }

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// Why tests of libiscsi's suite may leave themselves out. Any other reason is a failure.
 const ALLOWED_SKIPS: &[&str] = &[
-    // Logical and physical blocks are of one size.
+    // Logical blocks are as long as physical ones (in memory).
     "LBPPB < 2",
     // It is no removable medium, and can be written.
     "is not removable",
@@ -32,18 +32,22 @@ const ALLOWED_SKIPS: &[&str] = &[
     "does not support 0-blocks",
 ];
 
-/// Runs libiscsi's whole suite; all tests must pass, and skip for allowed reasons only.
-fn passes_libiscsis_suite(urls: &[&str]) -> Result<()> {
+/// Runs libiscsi's whole suite; all tests must pass but those in `wrong`, and skip for allowed reasons only.
+fn passes_libiscsis_suite(urls: &[&str], wrong: &[&str]) -> Result<()> {
     let mut args = vec!["-d", "-S", "-v", "-t", "ALL"];
     args.extend(urls);
     let (done, said) = run("iscsi-test-cu", &args, SUITE_LIMIT)?;
     let line = said.lines().find(|line| line.trim_start().starts_with("tests "));
     let line = line.with_context(|| format!("the suite did not end:\n{said}"))?;
     let counts: Vec<u32> = line.split_whitespace().skip(1).filter_map(|word| word.parse().ok()).collect();
-    let [total, ran, passed, failed, ..] = counts[..] else {
+    let [total, ran, _, count, ..] = counts[..] else {
         anyhow::bail!("the suite said `{line}`");
     };
-    ensure!(done && failed == 0 && total >= 230 && ran == total && passed == total, "{line}\n{said}");
+    ensure!(total >= 230 && ran == total, "{line}\n{said}");
+    let failed = said.lines().filter(|line| line.trim_end().ends_with("...FAILED"));
+    let failed: Vec<&str> = failed.filter_map(|line| line.split_whitespace().nth(1)).collect();
+    let all_seen = usize::try_from(count)? == failed.len();
+    ensure!(failed == wrong && all_seen && done == wrong.is_empty(), "{failed:?} failed\n{said}");
     for skip in said.lines().filter_map(|line| Some(line.split_once("[SKIPPED]")?.1)) {
         ensure!(ALLOWED_SKIPS.iter().any(|allowed| skip.contains(allowed)), "skipped:{skip}");
     }
@@ -55,15 +59,16 @@ fn libiscsis_suite_passes_on_memory_with_chap_and_two_paths() -> Result<()> {
     let disk = Disk::malloc(64)?;
     disk.require_chap()?;
     let urls = [disk.url(1, 0, &credentials()), disk.url(2, 0, &credentials())];
-    passes_libiscsis_suite(&urls.each_ref().map(String::as_str))
+    passes_libiscsis_suite(&urls.each_ref().map(String::as_str), &[])
 }
 
 #[test]
 fn libiscsis_suite_passes_on_a_file_with_two_paths() -> Result<()> {
-    // With blocks of 512 bytes on a device of 4096 the suite expects things of GET LBA STATUS that the standard does not say.
-    let disk = Disk::uring(64, 4096)?;
+    let disk = Disk::uring(64, 512)?;
     let urls = [disk.url(1, 0, ""), disk.url(2, 0, "")];
-    passes_libiscsis_suite(&urls.each_ref().map(String::as_str))
+    // Where physical blocks are longer than logical ones, this test wants the first descriptor of GET LBA STATUS to be of
+    // another block than the one that it asked for (SBC-3 5.5.2 wants that one).
+    passes_libiscsis_suite(&urls.each_ref().map(String::as_str), &["UnmapSingle"])
 }
 
 #[test]

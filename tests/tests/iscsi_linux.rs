@@ -76,8 +76,7 @@ fn linux_moves_between_portals_under_load_sees_the_disk_grow_and_go() -> Result<
     is_at(&disk, 1)?;
     let job = guest.start(
         "fio --name=v --filename=/dev/sda --direct=1 --ioengine=libaio --rw=randwrite --bs=16k --iodepth=8 \\
-             --size=2m --time_based --runtime=8 --verify=crc32c --verify_fatal=1 \\
-             --output-format=terse >/run/fio.out",
+             --size=2m --time_based --runtime=8 --verify=crc32c --verify_fatal=1",
     )?;
     let redirect = json!({"name": IQN, "pg_tag": 1, "redirect_host": HOST,
         "redirect_port": disk.ports[1].to_string()});
@@ -87,8 +86,8 @@ fn linux_moves_between_portals_under_load_sees_the_disk_grow_and_go() -> Result<
     disk.daemon.call("iscsi_target_node_set_redirect", json!({"name": IQN, "pg_tag": 1}))?;
     disk.daemon.call("iscsi_target_node_request_logout", json!({"name": IQN, "pg_tag": 2}))?;
     is_at(&disk, 1)?;
+    // It ends with another code than 0 where it saw one error.
     guest.finish(job, FIO_LIMIT)?;
-    ensure!(guest.run("cut -d';' -f5 /run/fio.out | head -1")?.trim() == "0", "fio saw an error");
     // It grows.
     disk.daemon.call("penstock_bdev_resize", json!({"name": "disk", "bytes": 96 << 20}))?;
     let bytes = guest.run("echo 1 >/sys/block/sda/device/rescan; blockdev --getsize64 /dev/sda")?;

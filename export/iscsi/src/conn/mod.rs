@@ -117,8 +117,8 @@ pub(crate) enum Entered {
 /// Which commands are to be aborted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// One of this connection.
-    Task { conn: u32, slot: u16 },
+    /// One of this connection, which is aborted already: whether it is back.
+    Task { conn: u32, slot: u16, seq: u64 },
     /// Those of a session to one LUN that are older than `before`.
     TaskSet { tsih: u16, lun: u64, before: u64 },
     /// Those of all sessions to logical units; of the session of `from`, only those older than `before`. `cleared`: the

@@ -105,7 +105,11 @@ impl Conn {
         let units = |cleared: bool, lus: &[LuId]| Scope::Units { lus: lus.to_vec(), from, before, cleared };
         let (scope, resets) = match function {
             TmfFunction::ABORT_TASK => match self.slab.find(hdr.ref_itt.get()) {
-                Some(slot) => (Scope::Task { conn: self.id, slot }, Vec::new()),
+                // From here on it is not answered, even if its I/O ends before the others hear of the abort.
+                Some(slot) => match self.abort_cmd(slot, sink) {
+                    Some(seq) => (Scope::Task { conn: self.id, slot, seq }, Vec::new()),
+                    None => return self.push_tmf_response(itt, TmfResponse::COMPLETE),
+                },
                 None => return self.no_task(hdr, sink),
             },
             TmfFunction::ABORT_TASK_SET => (Scope::TaskSet { tsih: session.tsih, lun, before }, Vec::new()),

@@ -199,11 +199,12 @@ impl Group {
     /// Aborts commands; those that are not back yet.
     fn abort(&mut self, scope: &Scope) -> Vec<Wait> {
         let mut waiting = Vec::new();
-        if let Scope::Task { conn, slot } = scope {
-            if let Some(entry) = self.entries.get_mut(*conn as usize).and_then(Option::as_mut)
-                && let Some(seq) = entry.conn.abort_cmd(*slot, &mut self.core)
+        if let Scope::Task { conn, slot, seq } = scope {
+            // It was aborted when the function came.
+            if let Some(entry) = self.entries.get(*conn as usize).and_then(Option::as_ref)
+                && entry.conn.is_aborting(*slot, *seq)
             {
-                waiting.push(Wait::Cmd { conn: *conn, serial: entry.serial, slot: *slot, seq });
+                waiting.push(Wait::Cmd { conn: *conn, serial: entry.serial, slot: *slot, seq: *seq });
             }
             return waiting;
         }

@@ -221,7 +221,7 @@ impl Target {
         };
         let mut config = LuConfig::new(id, descriptor, name.as_str());
         config.groups = node.port_groups();
-        config.limits = Limits { transfer_bytes_max: TRANSFER_BYTES_MAX, ..Limits::default() };
+        config.limits = limits(config.descriptor.shared().block_bytes());
         Ok(LuOwner::new(Arc::new(config), reservations, self.0.book.store()))
     }
 
@@ -422,6 +422,15 @@ impl Target {
     }
 }
 
+/// What one command may ask for: its data fit into a buffer. COMPARE AND WRITE has as much again to compare with.
+fn limits(block_bytes: u32) -> Limits {
+    let default = Limits::default();
+    let blocks = TRANSFER_BYTES_MAX / 2 / block_bytes.max(1);
+    let compare_and_write_blocks_max =
+        u8::try_from(blocks).unwrap_or(u8::MAX).min(default.compare_and_write_blocks_max);
+    Limits { transfer_bytes_max: TRANSFER_BYTES_MAX, compare_and_write_blocks_max, ..default }
+}
+
 /// The LUN asked for, or the first that is free.
 fn free_lun(name: &IscsiName, node: &Node, wanted: Option<u16>) -> Result<u16, TargetError> {
     if node.luns.len() >= LUNS_MAX {
@@ -438,4 +447,21 @@ fn free_lun(name: &IscsiName, node: &Node, wanted: Option<u16>) -> Result<u16, T
         return Err(TargetError::Exists { what: format!("LUN {wanted} of target node {name}") });
     }
     Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With blocks of 4 KiB, 255 blocks to compare and as many to write once waited for ever for a buffer of 2 MiB.
+    #[test]
+    fn the_data_of_every_command_fit_into_a_buffer() {
+        for block_bytes in [512, 4096, 65_536] {
+            let limits = limits(block_bytes);
+            let compared = u32::from(limits.compare_and_write_blocks_max) * block_bytes * 2;
+            assert!(compared > 0 && compared.max(limits.transfer_bytes_max) <= TRANSFER_BYTES_MAX);
+        }
+        assert_eq!(limits(512).compare_and_write_blocks_max, 255);
+        assert_eq!(limits(4096).compare_and_write_blocks_max, 128);
+    }
 }

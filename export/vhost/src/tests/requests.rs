@@ -1,3 +1,5 @@
+//! Every kind of request, guests that break the rules, and what happens to a queue while requests are under way.
+
 use std::sync::Arc;
 
 use penstock_bdev::Registry;

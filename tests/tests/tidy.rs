@@ -14,18 +14,20 @@ const BANNED_NAMES: &[&str] = &["utils.rs", "util.rs", "common.rs", "manager.rs"
 /// Which packages of ours a package may depend on, lower layers first.
 const LAYERS: &[(&str, &[&str])] = &[
     ("penstock-spec", &[]),
+    ("penstock-security", &["penstock-spec"]),
     ("penstock-reactor", &["penstock-spec"]),
     ("penstock-bdev", &["penstock-spec", "penstock-reactor"]),
-    ("penstock-nvme-tcp", &["penstock-spec", "penstock-reactor"]),
+    ("penstock-nvme-tcp", &["penstock-spec", "penstock-security", "penstock-reactor"]),
     ("penstock-fabric", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
     ("penstock-nvme", &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-nvme-tcp"]),
     ("penstock-scsi", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
     ("penstock-iscsi", &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-scsi"]),
-    ("penstock-nvmf", &["penstock-spec", "penstock-reactor", "penstock-bdev"]),
+    ("penstock-nvmf", &["penstock-spec", "penstock-security", "penstock-reactor", "penstock-bdev"]),
     (
         "penstock-ctl",
         &[
             "penstock-spec",
+            "penstock-security",
             "penstock-reactor",
             "penstock-bdev",
             "penstock-nvmf",
@@ -38,7 +40,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("penstock-ceiling", &["penstock-spec", "penstock-reactor"]),
     (
         "penstock-perf",
-        &["penstock-spec", "penstock-reactor", "penstock-bdev", "penstock-nvme-tcp", "penstock-nvmf"],
+        &[
+            "penstock-spec",
+            "penstock-security",
+            "penstock-reactor",
+            "penstock-bdev",
+            "penstock-nvme-tcp",
+            "penstock-nvmf",
+        ],
     ),
     (
         "penstock-instructions",
@@ -166,6 +175,8 @@ fn unsafe_code_stays_in_its_few_places() {
         "perf/ceiling/src/uring.rs",
         // Guest memory: another process writes it at any time.
         "export/vhost/src/memory",
+        // The calls of OpenSSL's library.
+        "security/src/tls/openssl.rs",
     ];
     for path in files_with("rs") {
         let relative = path.strip_prefix(root()).unwrap();

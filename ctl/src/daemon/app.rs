@@ -10,6 +10,7 @@ use penstock_iscsi::target::Target as IscsiTarget;
 use penstock_nvme::NvmeControllers;
 use penstock_nvmf::target::Target;
 use penstock_reactor::{Clock, PollMode, ReactorHandle};
+use penstock_security::keyring::Keyring;
 use penstock_vhost::Vhost;
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
@@ -66,6 +67,8 @@ pub struct App {
     pub iscsi: IscsiTarget,
     /// The reservations of all bdevs.
     pub reservations: ReservationBook,
+    /// Names of keys and the files that they are in.
+    pub keyring: RefCell<Keyring>,
     /// The vhost-user target.
     pub vhost: Vhost,
     /// The last notifications.
@@ -119,6 +122,7 @@ impl App {
             log: parts.log,
             registry,
             notes,
+            keyring: RefCell::default(),
             baselines: RefCell::default(),
             histograms: RefCell::default(),
             mdns: RefCell::default(),

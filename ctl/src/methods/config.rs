@@ -15,9 +15,10 @@ use crate::rpc::param::Off;
 use crate::rpc::{Kind, RpcError, Table};
 
 /// The subsystems in order of initialisation, and what each stands on.
-pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 5] = [
+pub(crate) const SUBSYSTEMS: [(&str, &[&str]); 6] = [
+    ("keyring", &[]),
     ("penstock", &[]),
-    ("bdev", &["penstock"]),
+    ("bdev", &["penstock", "keyring"]),
     ("nvmf", &["bdev"]),
     ("iscsi", &["bdev"]),
     ("vhost_blk", &["bdev"]),
@@ -123,6 +124,7 @@ async fn load_config(app: Rc<App>, params: LoadConfig) -> Result<Value, RpcError
 pub(crate) fn live(app: &Rc<App>) -> Calls {
     let parts = SUBSYSTEMS.map(|(name, _)| {
         let calls = match name {
+            "keyring" => keyring(app),
             "bdev" => bdevs(app),
             "nvmf" => nvmf(app),
             "iscsi" => iscsi(app),
@@ -132,6 +134,15 @@ pub(crate) fn live(app: &Rc<App>) -> Calls {
         SubsystemCalls { subsystem: name.to_owned(), config: Some(calls) }
     });
     Calls { subsystems: parts.into() }
+}
+
+/// Names and paths of keys; what is in the files is nobody's business.
+fn keyring(app: &Rc<App>) -> Vec<Call> {
+    let call = |(name, path): (&str, &std::path::Path)| Call {
+        method: "keyring_file_add_key".to_owned(),
+        params: Some(json!({ "name": name, "path": path })),
+    };
+    app.keyring.borrow().iter().map(call).collect()
 }
 
 fn reactors(app: &Rc<App>) -> Vec<Call> {

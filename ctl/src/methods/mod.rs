@@ -8,6 +8,7 @@ pub mod framework;
 pub mod histogram;
 pub mod iostat;
 pub mod iscsi;
+pub mod keyring;
 pub mod log;
 pub mod nvme;
 pub mod nvmf;
@@ -37,6 +38,7 @@ pub fn table() -> Table<Rc<App>> {
     create::add(&mut table);
     filter::add(&mut table);
     nvme::add(&mut table);
+    keyring::add(&mut table);
     nvmf::add(&mut table);
     nvmf_discovery::add(&mut table);
     nvmf_path::add(&mut table);

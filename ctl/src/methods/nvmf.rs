@@ -2,12 +2,17 @@
 
 use std::rc::Rc;
 
+use penstock_nvmf::auth::KeyNames;
 use penstock_nvmf::config::DuplicateHost;
 use penstock_nvmf::target::{CreateSubsystem, ListenAddress, ListenOptions, Namespace, TargetError};
 use penstock_nvmf::transport_options::TransportOptions;
+use penstock_security::chap::Policy;
+use penstock_security::dh::DhGroup;
+use penstock_security::hash::Hash;
 use serde_json::{Value, json};
 
 use crate::daemon::App;
+use crate::methods::keyring::host_keys;
 use crate::params;
 use crate::rpc::error::{INTERNAL_ERROR, INVALID_PARAMS, INVALID_STATE, bdev_code, errno};
 use crate::rpc::param::Off;
@@ -278,10 +283,42 @@ params! {
         tgt_name: Option<String>,
         /// There is no TLS.
         psk: Option<Off>,
-        /// There is no authentication.
-        dhchap_key: Option<Off>,
-        /// There is no authentication.
-        dhchap_ctrlr_key: Option<Off>,
+        /// Name of the secret that the host authenticates itself with (DH-HMAC-CHAP). Default: it need not.
+        dhchap_key: Option<String>,
+        /// Name of the secret that the controller authenticates itself with to hosts that ask for it.
+        dhchap_ctrlr_key: Option<String>,
+    }
+}
+
+params! {
+    /// Of `nvmf_subsystem_set_keys`.
+    SetKeys {
+        /// The subsystem.
+        nqn: String,
+        /// The host's NQN.
+        host: String,
+        /// Name of the secret that the host authenticates itself with. Default: it need not any more.
+        dhchap_key: Option<String>,
+        /// Name of the secret that the controller authenticates itself with to hosts that ask for it.
+        dhchap_ctrlr_key: Option<String>,
+        /// The target: nvmf_tgt, the only one.
+        tgt_name: Option<String>,
+    }
+}
+
+params! {
+    /// Of `nvmf_set_config`.
+    SetConfig {
+        /// Hash functions of authentication: sha256, sha384, sha512. Default: all.
+        dhchap_digests: Option<Vec<String>>,
+        /// Diffie-Hellman groups of authentication: null, ffdhe2048, ffdhe3072, ffdhe4096, ffdhe6144, ffdhe8192. Default: all.
+        dhchap_dhgroups: Option<Vec<String>>,
+        /// Connections are spread by load.
+        poll_groups_mask: Option<Off>,
+        /// There is no passthrough of admin commands.
+        admin_cmd_passthru: Option<Off>,
+        /// Discovery shows what a host is allowed to.
+        discovery_filter: Option<Off>,
     }
 }
 
@@ -365,6 +402,18 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
         )
         .add("nvmf_subsystem_get_listeners", Kind::Read, "Where a subsystem is reached.", get_listeners)
         .add("nvmf_subsystem_add_host", Kind::Change, "Lets a host connect to a subsystem.", add_host)
+        .add(
+            "nvmf_subsystem_set_keys",
+            Kind::Change,
+            "Changes the secrets of a host, from its next authentication on; it stays connected.",
+            set_keys,
+        )
+        .add(
+            "nvmf_set_config",
+            Kind::Change,
+            "What hosts may authenticate themselves with, from their next authentication on.",
+            set_config,
+        )
         .add(
             "nvmf_subsystem_remove_host",
             Kind::Change,
@@ -546,8 +595,42 @@ async fn get_listeners(app: Rc<App>, params: OfSubsystem) -> Result<Value, RpcEr
 
 async fn add_host(app: Rc<App>, params: AddHost) -> Result<Value, RpcError> {
     check_target(params.tgt_name.as_deref())?;
-    app.target.add_host(&params.nqn, &params.host).await?;
+    let AddHost { nqn, host, dhchap_key, dhchap_ctrlr_key, .. } = params;
+    let keys = host_keys(&app, KeyNames { psk: None, dhchap_key, dhchap_ctrlr_key })?;
+    app.target.add_host(&nqn, &host, keys).await?;
     Ok(Value::Bool(true))
+}
+
+async fn set_keys(app: Rc<App>, params: SetKeys) -> Result<Value, RpcError> {
+    check_target(params.tgt_name.as_deref())?;
+    let SetKeys { nqn, host, dhchap_key, dhchap_ctrlr_key, .. } = params;
+    let keys = host_keys(&app, KeyNames { psk: None, dhchap_key, dhchap_ctrlr_key })?;
+    app.target.set_keys(&nqn, &host, keys).await?;
+    Ok(Value::Bool(true))
+}
+
+async fn set_config(app: Rc<App>, params: SetConfig) -> Result<Value, RpcError> {
+    let mut policy = Policy::clone(&app.target.auth_policy());
+    if let Some(names) = params.dhchap_digests {
+        policy.hashes = named("dhchap_digests", &names, Hash::from_name)?;
+    }
+    if let Some(names) = params.dhchap_dhgroups {
+        policy.groups = named("dhchap_dhgroups", &names, DhGroup::from_name)?;
+    }
+    app.target.set_auth_policy(policy).await?;
+    Ok(Value::Bool(true))
+}
+
+/// What the names of a list stand for, the first one that is unknown refused.
+fn named<T>(parameter: &str, names: &[String], find: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, RpcError> {
+    let one = |name: &String| {
+        find(name).ok_or_else(|| {
+            RpcError::invalid_params(format!(
+                "{parameter}: {name:?} is unknown; `penstock docs rpc` lists them"
+            ))
+        })
+    };
+    names.iter().map(one).collect()
 }
 
 async fn remove_host(app: Rc<App>, params: RemoveHost) -> Result<Value, RpcError> {

@@ -89,6 +89,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 /// The numbers of `errno` that SPDK's methods answer with.
 pub mod errno {
+    /// Not permitted.
+    pub const PERM: i32 = 1;
     /// No such file.
     pub const NOENT: i32 = 2;
     /// Input or output failed.

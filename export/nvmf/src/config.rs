@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use penstock_bdev::Descriptor;
+use penstock_security::chap::Policy;
 use penstock_spec::nvme::NSID_MAX;
 use penstock_spec::nvmf::Nqn;
 use penstock_spec::nvmf::connect::CNTLID_MAX;
@@ -18,6 +19,7 @@ use penstock_spec::nvmf::discovery::{AdrFam, TrType};
 use uuid::Uuid;
 
 use crate::ana::{self, PathStates};
+use crate::auth::HostKeys;
 use crate::cntlid::ControllerIds;
 use crate::io_cmd::{DMRSL_DEFAULT, WZSL_DEFAULT};
 use crate::reservation::NamespaceReservations;
@@ -121,6 +123,8 @@ impl NamespaceConfig {
 pub struct HostConfig {
     /// Its name.
     pub nqn: Nqn,
+    /// What it proves itself with.
+    pub keys: Option<Arc<HostKeys>>,
 }
 
 /// An address that is listened on; shared by all subsystems with a listener there.
@@ -208,6 +212,8 @@ pub struct SubsystemConfig {
     pub reservations: BTreeMap<Nsid, NamespaceReservations>,
     /// Where it can be reached.
     pub listeners: Vec<ListenerConfig>,
+    /// What hosts may agree on to authenticate themselves.
+    pub auth_policy: Arc<Policy>,
     /// Controller identifiers in use: the same object in every generation.
     pub controller_ids: Arc<ControllerIds>,
 }
@@ -240,6 +246,7 @@ impl SubsystemConfig {
             namespaces: BTreeMap::new(),
             reservations: BTreeMap::new(),
             listeners: Vec::new(),
+            auth_policy: Arc::default(),
             controller_ids: Arc::new(ControllerIds::new()),
         }
     }
@@ -254,6 +261,12 @@ impl SubsystemConfig {
     #[must_use]
     pub fn is_named(&self, nqn: &Nqn) -> bool {
         self.nqn == *nqn || self.alias.as_ref() == Some(nqn)
+    }
+
+    /// The keys of a host, whether it is let in by its name or because any host is.
+    #[must_use]
+    pub fn keys_of(&self, host: &Nqn) -> Option<&HostKeys> {
+        self.hosts.get(host)?.keys.as_deref()
     }
 
     /// Whether the subsystem can be reached at the portal.
@@ -280,6 +293,7 @@ impl SubsystemConfig {
             model_number: self.model_number.clone(),
             hosts: self.hosts.clone(),
             listeners: self.listeners.clone(),
+            auth_policy: Arc::clone(&self.auth_policy),
             controller_ids: Arc::clone(&self.controller_ids),
             ..*self
         }

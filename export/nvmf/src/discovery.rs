@@ -142,7 +142,7 @@ mod tests {
         open.allow_any_host = true;
         open.listeners = vec![listener(1, "0.0.0.0:4420"), listener(2, "[fd00::1]:4421")];
         let mut closed = SubsystemConfig::new(nqn("closed"), SubsystemKind::Nvm);
-        closed.hosts.insert(nqn("friend"), HostConfig { nqn: nqn("friend") });
+        closed.hosts.insert(nqn("friend"), HostConfig { nqn: nqn("friend"), keys: None });
         closed.listeners = vec![listener(1, "0.0.0.0:4420")];
         let subsystems = vec![Arc::new(open), Arc::new(closed)];
         DiscoveryConfig { genctr: 7, subsystems, admin_queue_entries: 128, ..DiscoveryConfig::default() }

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ana;
+pub mod auth;
 pub mod config;
 pub mod controller;
 pub mod discovery;

@@ -12,6 +12,7 @@ use penstock_spec::nvme::{FabricsType, NvmOpcode, Psdt, Sqe, Status};
 use penstock_spec::nvmf::connect::{self, ConnectAttributes};
 use penstock_spec::nvmf::{ConnectCmd, ConnectData, Nqn};
 
+use crate::auth::auth_transfer;
 use crate::controller::{CtrlShared, admin_transfer};
 use crate::io_cmd::Transfer;
 use crate::tcp::TcpParams;
@@ -47,6 +48,8 @@ pub(crate) struct IoQueue {
     pub(crate) owner: usize,
     /// Place of the controller in that reactor's table.
     pub(crate) controller: u32,
+    /// The host has not authenticated itself yet: no command is executed.
+    pub(crate) locked: bool,
 }
 
 /// Why a Connect is refused.
@@ -128,7 +131,14 @@ impl Connect {
 /// The status to answer with.
 pub(crate) fn control_transfer(link: &Link, sqe: &Sqe) -> Result<Transfer, Status> {
     let fabrics = sqe.opc == NvmOpcode::FABRICS.0;
+    if fabrics
+        && matches!(link, Link::Admin { .. } | Link::Io(_))
+        && let Some(transfer) = auth_transfer(sqe)
+    {
+        return transfer;
+    }
     match link {
+        Link::Io(queue) if queue.locked && !fabrics => Err(Status::AUTHENTICATION_REQUIRED.with_dnr()),
         Link::Admin { .. } if !fabrics => admin_transfer(sqe),
         Link::New if fabrics && FabricsType(sqe.fctype()) == FabricsType::CONNECT => connect_transfer(sqe),
         Link::Admin { .. } | Link::Io(_) if fabrics => {

@@ -93,6 +93,7 @@ impl Group {
             conn: Conn::new(index, Link::New),
             serial: self.serial,
             portid,
+            auth: None,
             deadline: now.plus_ns(self.core.params.connect_timeout_ns),
             half_open: true,
             dirty: false,

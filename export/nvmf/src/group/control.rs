@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use penstock_reactor::{Cx, Tick};
+use penstock_security::chap::Parties;
 use penstock_spec::nvme::{FabricsType, NvmOpcode, Sqe, Status};
 use penstock_spec::nvme_tcp::ADMIN_IN_CAPSULE_LEN;
 use penstock_spec::nvmf::connect::ConnectResult;
@@ -76,6 +77,13 @@ impl Group {
                 if let Err(refusal) = self.connect(id, &sqe, now) {
                     self.answer(id, refusal.status, refusal.dw0.into());
                 }
+            }
+            (
+                Link::Admin { .. } | Link::Io(_),
+                Some(FabricsType::AUTHENTICATION_SEND | FabricsType::AUTHENTICATION_RECEIVE),
+            ) => self.authenticate(id, &sqe, now),
+            (Link::Admin { .. }, _) if entry.is_locked() => {
+                self.answer(id, Status::AUTHENTICATION_REQUIRED.with_dnr(), 0);
             }
             (Link::Admin { controller }, _) => {
                 let at = *controller as usize;
@@ -174,8 +182,10 @@ impl Group {
         entry.conn.link = Link::Admin { controller: u32::try_from(at).unwrap_or(u32::MAX) };
         entry.conn.connected(wanted.entries, wanted.flow_control, ADMIN_IN_CAPSULE_LEN, &self.core.params);
         self.core.stats.admin_qpairs += 1;
-        self.established(id.conn);
-        self.answer(id, Status::SUCCESS, u64::from(ConnectResult(0).with_cntlid(cntlid).0));
+        let parties = Parties { host: wanted.hostnqn, subsystem: wanted.subnqn };
+        let locked = self.admit(id.conn, parties, wanted.kato_ms, now);
+        let result = ConnectResult(0).with_cntlid(cntlid).with_atr(locked);
+        self.answer(id, Status::SUCCESS, result.0.into());
         Ok(())
     }
 

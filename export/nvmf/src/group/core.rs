@@ -124,6 +124,11 @@ impl Core {
         u32::try_from(found?).ok()
     }
 
+    /// The configuration of the subsystem of that name.
+    pub(super) fn config_of(&self, nqn: &Nqn) -> Option<&SubsystemConfig> {
+        Some(&*self.subsystem(self.find(|config| config.nqn == *nqn)?)?.config)
+    }
+
     /// The subsystem in a place.
     pub(crate) fn subsystem(&self, place: u32) -> Option<&Subsystem> {
         self.subsystems.get(place as usize)?.as_ref()
@@ -422,6 +427,7 @@ impl Sink for Core {
     fn judge(&mut self, link: &Link, id: ReqId, req: &mut Req, sqe: &Sqe) -> Result<Transfer, Status> {
         if let Link::Io(queue) = link
             && sqe.opc != NvmOpcode::FABRICS.0
+            && !queue.locked
         {
             if self.paths_closed {
                 self.path_open(queue, sqe.nsid.get())?;

@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use penstock_security::chap::Parties;
 use penstock_spec::nvme::Status;
-use penstock_spec::nvmf::{Nqn, connect};
+use penstock_spec::nvmf::connect::{self, ConnectResult};
+use penstock_spec::nvmf::Nqn;
 
 use super::abort::AbortMsg;
 use super::control::Member;
@@ -199,18 +201,21 @@ impl Group {
                 let qid = join.wanted.qid;
                 let Joined { shared, portid, owner, controller } = joined;
                 let cntlid = shared.cntlid();
-                entry.conn.link = Link::Io(IoQueue { subsystem, shared, qid, portid, owner, controller });
+                let queue = IoQueue { subsystem, shared, qid, portid, owner, controller, locked: false };
+                entry.conn.link = Link::Io(queue);
                 let flow_control = join.wanted.flow_control;
                 entry.conn.connected(join.wanted.entries, flow_control, in_capsule, &self.core.params);
                 self.core.stats.io_qpairs += 1;
-                self.established(join.conn);
-                self.answer(id, Status::SUCCESS, cntlid.into());
+                let parties = Parties { host: join.wanted.hostnqn, subsystem: join.wanted.subnqn };
+                let locked = self.admit(join.conn, parties, 0, self.core.now);
+                let result = ConnectResult(0).with_cntlid(cntlid).with_atr(locked);
+                self.answer(id, Status::SUCCESS, result.0.into());
             }
             (entry, Ok(joined), _) => {
                 let alive = entry.is_some();
                 let Joined { shared, portid, owner, controller } = joined;
-                let qid = join.wanted.qid;
-                self.left(&IoQueue { subsystem: u32::MAX, shared, qid, portid, owner, controller });
+                let (subsystem, qid) = (u32::MAX, join.wanted.qid);
+                self.left(&IoQueue { subsystem, shared, qid, portid, owner, controller, locked: true });
                 if alive {
                     self.refuse(id, Refusal::data(connect::SUBNQN_OFF));
                 }

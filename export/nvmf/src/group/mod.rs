@@ -11,6 +11,7 @@
 
 mod abort;
 mod admit;
+mod auth;
 mod control;
 mod core;
 mod failure;
@@ -46,6 +47,7 @@ use self::control::Association;
 use self::core::Core;
 use self::fence::Fences;
 use self::join::Msg;
+use crate::auth::{Answers, QueueAuth, Worker};
 use crate::config::{DiscoveryConfig, Nsid, SubsystemConfig};
 use crate::qpair::Link;
 use crate::reservation::Request;
@@ -76,6 +78,8 @@ struct Entry {
     serial: u64,
     /// Where it came in.
     portid: u16,
+    /// How its host proves itself; there from Connect on.
+    auth: Option<Box<QueueAuth>>,
     /// It must have got further by then.
     deadline: Tick,
     /// Counted as half open.
@@ -91,6 +95,13 @@ struct Entry {
     gone: bool,
 }
 
+impl Entry {
+    /// Whether its host must authenticate itself before anything else.
+    fn is_locked(&self) -> bool {
+        self.auth.as_ref().is_some_and(|auth| auth.locked)
+    }
+}
+
 /// The connections of one reactor; reached by [`GroupCell`].
 #[derive(Debug)]
 struct Group {
@@ -99,6 +110,9 @@ struct Group {
     options: Arc<TransportOptions>,
     discovery: Arc<DiscoveryConfig>,
     sockets: SocketGroup,
+    /// For what would hold the reactor up, and what it has done for this reactor.
+    worker: Option<Arc<Worker>>,
+    answers: Answers,
     entries: Vec<Option<Box<Entry>>>,
     free: Vec<u32>,
     serial: u64,
@@ -175,12 +189,17 @@ impl GroupCell {
         if let Some(cell) = Self::of(cx) {
             return Ok(cell);
         }
+        let Some(handle) = peers.handle(index).cloned() else {
+            return Err(ReactorError::Gone { reactor: cx.id() });
+        };
         let group = Group {
             index,
             peers,
             options: Arc::clone(options),
             discovery: Arc::default(),
             sockets: SocketGroup::new(cx.sleep_set())?,
+            worker: None,
+            answers: Answers::new(handle),
             entries: Vec::new(),
             free: Vec::new(),
             serial: 0,

@@ -21,6 +21,8 @@ pub struct GroupStats {
     pub terminated: u64,
     /// Connections that were refused, or closed before their Connect, because there were too many.
     pub refused: u64,
+    /// Authentications that failed, on either side.
+    pub auth_failures: u64,
     /// Commands that had to wait for a buffer.
     pub buffer_waits: u64,
     /// Bytes of data in the buffers of commands now.

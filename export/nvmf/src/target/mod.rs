@@ -12,6 +12,7 @@ mod params;
 mod path;
 mod report;
 mod reservation;
+mod security;
 mod subsystem;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ use futures_channel::oneshot;
 use penstock_bdev::reservation::{NoStore, ReservationBook};
 use penstock_bdev::{Event, EventKind, Registry, Subscription};
 use penstock_reactor::{Cx, ReactorError, ReactorHandle};
+use penstock_security::chap::Policy;
 use penstock_spec::nvmf::Nqn;
 
 pub use discovery::{ReferralHosts, ReferralParams};
@@ -37,6 +39,7 @@ pub use params::{CreateSubsystem, ListenAddress, Namespace};
 pub use path::ListenOptions;
 
 use self::reservation::Keeper;
+use crate::auth::Worker;
 use crate::config::{DiscoveryConfig, DiscoveryFilter, Referral, SubsystemConfig, SubsystemKind};
 use crate::group::{GroupCell, Peers};
 use crate::transport_options::{AQ_DEPTH_MIN, TransportOptions};
@@ -62,6 +65,8 @@ struct State {
     /// NVM subsystems and the discovery subsystem.
     subsystems: BTreeMap<Nqn, Arc<SubsystemConfig>>,
     portals: BTreeMap<SocketAddr, Portal>,
+    /// What hosts may agree on to authenticate themselves.
+    auth_policy: Arc<Policy>,
     genctr: u64,
     referrals: Vec<Referral>,
     filter: DiscoveryFilter,
@@ -70,6 +75,7 @@ struct State {
 struct Inner {
     reactors: Vec<ReactorHandle>,
     peers: Arc<Peers>,
+    worker: Arc<Worker>,
     registry: Registry,
     state: RefCell<State>,
     subscription: RefCell<Option<Subscription>>,
@@ -109,12 +115,14 @@ impl Target {
             options: None,
             subsystems: BTreeMap::from([(discovery.nqn, Arc::new(discovery))]),
             portals: BTreeMap::new(),
+            auth_policy: Arc::default(),
             genctr: 1,
             referrals: Vec::new(),
             filter: DiscoveryFilter::default(),
         };
         let target = Self(Rc::new(Inner {
             peers: Peers::new(reactors.clone()),
+            worker: Arc::new(Worker::start()),
             reactors,
             registry,
             state: RefCell::new(state),
@@ -151,9 +159,13 @@ impl Target {
         for (index, handle) in self.0.reactors.iter().enumerate() {
             let (options, peers) = (Arc::clone(&options), Arc::clone(&self.0.peers));
             let requests = self.0.keeper.requests();
+            let worker = Arc::clone(&self.0.worker);
             let started = handle
                 .call(move |cx| {
-                    GroupCell::start(cx, &options, peers, index).map(|cell| cell.set_requests(requests))
+                    GroupCell::start(cx, &options, peers, index).map(|cell| {
+                        cell.set_worker(&worker);
+                        cell.set_requests(requests)
+                    })
                 })
                 .await
                 .and_then(|started| started);

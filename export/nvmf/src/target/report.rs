@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
+use penstock_security::chap::Policy;
 use penstock_spec::nvmf::Nqn;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 use super::path::{state_calls, told_states};
 use super::{ListenAddress, Target, TargetError};
 use crate::ana;
-use crate::config::{ListenerConfig, NamespaceConfig, SubsystemConfig, SubsystemKind};
+use crate::config::{HostConfig, ListenerConfig, NamespaceConfig, SubsystemConfig, SubsystemKind};
 use crate::group::GroupCell;
 
 /// One controller, as a reactor tells of it.
@@ -123,6 +124,9 @@ impl Target {
     pub fn config_calls(&self) -> Vec<(&'static str, Value)> {
         let state = self.0.state.borrow();
         let mut calls = Vec::new();
+        if *state.auth_policy != Policy::default() {
+            calls.push(("nvmf_set_config", auth_policy(&state.auth_policy)));
+        }
         if let Some(options) = &state.options {
             calls.push(("nvmf_create_transport", json!(**options)));
         }
@@ -132,8 +136,10 @@ impl Target {
             if config.kind == SubsystemKind::Nvm {
                 calls.push(("nvmf_create_subsystem", created(config)));
             }
-            for host in config.hosts.keys() {
-                calls.push(("nvmf_subsystem_add_host", json!({ "nqn": nqn, "host": host.as_str() })));
+            for host in config.hosts.values() {
+                let mut params = json!({ "nqn": nqn, "host": host.nqn.as_str() });
+                add_key_names(&mut params, host);
+                calls.push(("nvmf_subsystem_add_host", params));
             }
             for ns in config.namespaces.values() {
                 calls.push((
@@ -180,6 +186,12 @@ impl Target {
     }
 }
 
+fn auth_policy(policy: &Policy) -> Value {
+    let digests: Vec<_> = policy.hashes.iter().map(|hash| hash.name()).collect();
+    let groups: Vec<_> = policy.groups.iter().map(|group| group.name()).collect();
+    json!({ "dhchap_digests": digests, "dhchap_dhgroups": groups })
+}
+
 fn address(addr: SocketAddr) -> Value {
     json!(ListenAddress::tcp(addr))
 }
@@ -208,7 +220,11 @@ fn created(config: &SubsystemConfig) -> Value {
 
 fn subsystem(config: &SubsystemConfig) -> Value {
     let listeners = config.listeners.iter().map(|listener: &ListenerConfig| address(listener.addr));
-    let hosts = config.hosts.keys().map(|host| json!({ "nqn": host.as_str() }));
+    let hosts = config.hosts.values().map(|host| {
+        let mut value = json!({ "nqn": host.nqn.as_str() });
+        add_key_names(&mut value, host);
+        value
+    });
     let mut value = json!({
         "nqn": config.nqn.as_str(),
         "subtype": match config.kind { SubsystemKind::Nvm => "NVMe", SubsystemKind::Discovery => "Discovery" },
@@ -233,6 +249,22 @@ fn subsystem(config: &SubsystemConfig) -> Value {
         }
     }
     value
+}
+
+/// The names of a host's keys; the keys themselves are never told.
+fn add_key_names(value: &mut Value, host: &HostConfig) {
+    let (Some(object), Some(keys)) = (value.as_object_mut(), &host.keys) else { return };
+    let names = &keys.names;
+    let all = [
+        ("psk", &names.psk),
+        ("dhchap_key", &names.dhchap_key),
+        ("dhchap_ctrlr_key", &names.dhchap_ctrlr_key),
+    ];
+    for (key, name) in all {
+        if let Some(name) = name {
+            object.insert(key.to_owned(), json!(name));
+        }
+    }
 }
 
 /// `compatible`: with SPDK's older `name` beside `bdev_name`.

@@ -8,6 +8,7 @@ use penstock_spec::nvmf::Nqn;
 
 use super::params::{CreateSubsystem, ListenAddress, Namespace};
 use super::{ListenOptions, Portal, Target, TargetError, parse_nqn};
+use crate::auth::HostKeys;
 use crate::config::{
     HOSTS_MAX, HostConfig, LISTENERS_MAX, ListenerConfig, NAMESPACES_DEFAULT, NamespaceConfig, Nsid,
     PORTALS_MAX, SUBSYSTEMS_MAX, SubsystemConfig, SubsystemKind,
@@ -35,7 +36,6 @@ impl Target {
         config.command_quiesce_ms = params.command_quiesce_ms;
         config.ana_reporting = params.ana_reporting;
         config.max_ana_groups = params.max_ana_groups.unwrap_or(config.max_namespaces);
-        let config = Arc::new(config);
         {
             let mut state = self.0.state.borrow_mut();
             if state.subsystems.values().any(|known| known.is_named(&nqn)) {
@@ -45,9 +45,10 @@ impl Target {
                 let owner = "the target".to_owned();
                 return Err(TargetError::Full { what: "subsystems", owner, max: SUBSYSTEMS_MAX });
             }
-            state.subsystems.insert(nqn, Arc::clone(&config));
+            config.auth_policy = Arc::clone(&state.auth_policy);
+            state.subsystems.insert(nqn, Arc::new(config.clone()));
         }
-        let answers = self.publish_config(&config);
+        let answers = self.publish_config(&Arc::new(config));
         self.all(answers, "create a subsystem").await.map(drop)
     }
 
@@ -147,11 +148,12 @@ impl Target {
         self.wait_until(&format!("I/O of namespace {nsid} of {name}"), GroupCell::is_drained).await
     }
 
-    /// `nvmf_subsystem_add_host`.
+    /// `nvmf_subsystem_add_host`. A host with secrets must authenticate itself.
     ///
     /// # Errors
     /// [`TargetError::Present`], [`TargetError::Full`], a name that is none.
-    pub async fn add_host(&self, nqn: &str, host: &str) -> Result<(), TargetError> {
+    pub async fn add_host(&self, nqn: &str, host: &str, keys: HostKeys) -> Result<(), TargetError> {
+        let keys = (!keys.is_empty()).then(|| Arc::new(keys));
         let host = parse_nqn("host", host)?;
         let name = self.nvm_subsystem(nqn, "have a list of hosts")?.nqn;
         let ((), mut answers) = self.change(&name, |config| {
@@ -159,7 +161,7 @@ impl Target {
                 let owner = format!("subsystem {name}");
                 return Err(TargetError::Full { what: "hosts", owner, max: HOSTS_MAX });
             }
-            if config.hosts.insert(host, HostConfig { nqn: host }).is_some() {
+            if config.hosts.insert(host, HostConfig { nqn: host, keys }).is_some() {
                 let what = format!("host {host}");
                 return Err(TargetError::Present { nqn: name.to_string(), what });
             }

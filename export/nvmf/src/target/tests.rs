@@ -11,6 +11,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::*;
+use crate::auth::HostKeys;
 
 const NQN: &str = "nqn.2026-11.io.penstock:disk";
 const HOST: &str = "nqn.2026-11.io.penstock:host";
@@ -83,7 +84,7 @@ impl Drop for Bench {
 fn what_is_configured_is_told_in_spdks_shape() {
     let (bench, addr) = Bench::serving();
     assert_ne!(addr.port(), 0);
-    block_on(bench.target.add_host(NQN, HOST)).unwrap();
+    block_on(bench.target.add_host(NQN, HOST, HostKeys::default())).unwrap();
     let port = addr.port().to_string();
     let listener = json!({ "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port });
     let told = bench.target.get_subsystems(None).unwrap();
@@ -113,7 +114,7 @@ fn what_is_configured_is_told_in_spdks_shape() {
 #[test]
 fn the_calls_that_are_saved_make_the_same_configuration_again() {
     let (bench, _) = Bench::serving();
-    block_on(bench.target.add_host(NQN, HOST)).unwrap();
+    block_on(bench.target.add_host(NQN, HOST, HostKeys::default())).unwrap();
     let (before, calls) = (bench.target.get_subsystems(None).unwrap(), bench.target.config_calls());
     drop(bench);
     let bench = Bench::new();
@@ -134,7 +135,10 @@ fn the_calls_that_are_saved_make_the_same_configuration_again() {
                     target.add_ns(nqn, &namespace).await.unwrap();
                 }
                 "nvmf_subsystem_add_host" => {
-                    target.add_host(nqn, params["host"].as_str().unwrap()).await.unwrap();
+                    target
+                        .add_host(nqn, params["host"].as_str().unwrap(), HostKeys::default())
+                        .await
+                        .unwrap();
                 }
                 "nvmf_subsystem_add_listener" => {
                     let address = serde_json::from_value(params["listen_address"].clone()).unwrap();

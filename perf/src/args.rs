@@ -1,8 +1,11 @@
 //! The command line.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use penstock_security::dh::DhGroup;
+use penstock_security::hash::Hash;
 
 use crate::workload::Pattern;
 
@@ -66,6 +69,21 @@ pub struct Args {
     /// Keep submission queue flow control, so that the target sends a completion for each read (NVMe/TCP).
     #[arg(long)]
     pub sq_flow_control: bool,
+    /// NQN of this host (NVMe/TCP). Default: a random one.
+    #[arg(long)]
+    pub hostnqn: Option<String>,
+    /// File with the secret that this host authenticates itself with (NVMe/TCP; DHHC-1:...), mode 0600.
+    #[arg(long, value_name = "FILE")]
+    pub dhchap_key: Option<PathBuf>,
+    /// File with the secret that the controller must authenticate itself with (NVMe/TCP), mode 0600.
+    #[arg(long, value_name = "FILE", requires = "dhchap_key")]
+    pub dhchap_ctrlr_key: Option<PathBuf>,
+    /// Hash functions to offer for that: sha256, sha384, sha512. Default: all.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_hash)]
+    pub dhchap_digests: Vec<Hash>,
+    /// Diffie-Hellman groups to offer for that: null, ffdhe2048, ..., ffdhe8192. Default: all.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_group)]
+    pub dhchap_dhgroups: Vec<DhGroup>,
     /// I/O queues per worker (NVMe/TCP).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
     pub queues: u16,
@@ -97,6 +115,15 @@ impl Args {
     pub fn warm_up(&self) -> Duration {
         Duration::from_secs_f64(self.warmup)
     }
+}
+
+fn parse_hash(text: &str) -> Result<Hash, String> {
+    Hash::from_name(text).ok_or_else(|| format!("{text} is none of sha256, sha384, sha512"))
+}
+
+fn parse_group(text: &str) -> Result<DhGroup, String> {
+    let names = DhGroup::ALL.map(DhGroup::name).join(", ");
+    DhGroup::from_name(text).ok_or_else(|| format!("{text} is none of {names}"))
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {

@@ -2,6 +2,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +11,13 @@ use penstock_bdev::malloc::{Malloc, MallocOptions};
 use penstock_bdev::null::Null;
 use penstock_bdev::uring::{Uring, UringOptions};
 use penstock_bdev::{Bdev, Descriptor, OpenMode};
-use penstock_nvme_tcp::QpairConfig;
 use penstock_nvme_tcp::blocking::BlockingController;
 use penstock_nvme_tcp::controller::ControllerConfig;
+use penstock_nvme_tcp::{AuthConfig, QpairConfig};
 use penstock_reactor::net::{SocketOptions, TcpSocket};
+use penstock_security::chap::{Keys, Policy};
+use penstock_security::keyring::Keyring;
+use penstock_security::secret::Secret;
 use penstock_spec::nvmf::Nqn;
 use uuid::Uuid;
 
@@ -85,9 +89,13 @@ impl RemoteTarget {
         };
         let addr: SocketAddr = place.to_socket_addrs().context(usage)?.next().context("no such host")?;
         let hostid = Uuid::new_v4();
-        let hostnqn = Nqn::parse(format!("nqn.2014-08.org.nvmexpress:uuid:{hostid}").as_bytes())?;
+        let hostnqn = match &args.hostnqn {
+            Some(name) => Nqn::parse(name.as_bytes())?,
+            None => Nqn::parse(format!("nqn.2014-08.org.nvmexpress:uuid:{hostid}").as_bytes())?,
+        };
         let subnqn = Nqn::parse(name.as_bytes())?;
         let mut admin = QpairConfig::admin(hostid.into_bytes(), hostnqn, subnqn);
+        admin.auth = auth_config(args)?;
         admin.hdgst = args.hdgst;
         admin.ddgst = args.ddgst;
         admin.sq_flow_control = args.sq_flow_control;
@@ -129,6 +137,25 @@ impl RemoteTarget {
     pub fn close(self) -> anyhow::Result<()> {
         Ok(self.controller.shut_down()?)
     }
+}
+
+/// What the host authenticates itself with, if it is to.
+fn auth_config(args: &Args) -> anyhow::Result<Option<Arc<AuthConfig>>> {
+    let Some(path) = &args.dhchap_key else { return Ok(None) };
+    let secret = |path: &Path| -> anyhow::Result<Secret> {
+        let mut keyring = Keyring::default();
+        keyring.add("key", &std::path::absolute(path)?)?;
+        Secret::parse(&keyring.load("key")?).with_context(|| format!("{} holds no secret", path.display()))
+    };
+    let controller = args.dhchap_ctrlr_key.as_deref().map(secret).transpose()?;
+    let mut policy = Policy::default();
+    if !args.dhchap_digests.is_empty() {
+        policy.hashes.clone_from(&args.dhchap_digests);
+    }
+    if !args.dhchap_dhgroups.is_empty() {
+        policy.groups.clone_from(&args.dhchap_dhgroups);
+    }
+    Ok(Some(Arc::new(AuthConfig { keys: Keys { host: secret(path)?, controller }, policy })))
 }
 
 fn open_file(path: &str) -> anyhow::Result<Arc<Uring>> {

@@ -1,5 +1,6 @@
 //! Why a connection ended.
 
+use penstock_security::chap::HostError;
 use penstock_spec::nvme::Status;
 use penstock_spec::nvme::status::StatusScope;
 use penstock_spec::nvme_tcp::{Fes, PduError};
@@ -33,9 +34,20 @@ pub enum QpairError {
     },
     /// The target wants the host to authenticate itself.
     #[error(
-        "the target asks for in-band authentication, which this host does not do: allow the host without it"
+        "the target asks for in-band authentication: give this host the secret that it has there, or allow it without one"
     )]
     AuthenticationRequired,
+    /// The controller does not believe the host, or the host not the controller.
+    #[error("authentication failed: {0}")]
+    Authentication(HostError),
+    /// A command of the authentication was refused.
+    #[error("the target refused a command of the authentication of queue {qid}: {status}")]
+    AuthenticationCommand {
+        /// Queue.
+        qid: u16,
+        /// Its status.
+        status: Status,
+    },
     /// The connection was closed before.
     #[error("the queue pair is closed: open a new one")]
     Closed,

@@ -36,4 +36,4 @@ pub mod qpair;
 
 pub use error::QpairError;
 pub use payload::{Contiguous, Payload};
-pub use qpair::{Completion, Qpair, QpairConfig, QpairState, Transfer};
+pub use qpair::{AuthConfig, Completion, Qpair, QpairConfig, QpairState, Transfer};

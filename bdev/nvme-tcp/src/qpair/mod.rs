@@ -9,15 +9,20 @@
 //! and report it by [`Qpair::tx_consume`]; read, if [`Qpair::rx_target`] names a place, directly there, and
 //! hand the rest to [`Qpair::recv`]; take completions from [`Qpair::poll`].
 
+mod auth;
 mod rx;
 mod slot;
 
 #[cfg(test)]
 mod tests;
 
+pub use auth::AuthConfig;
+
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use penstock_reactor::net::SendQueue;
+use penstock_security::chap::MESSAGE_LEN_MAX;
 use penstock_spec::nvme::{Cqe, Sqe, Status};
 use penstock_spec::nvme_tcp::header::PduFlags;
 use penstock_spec::nvme_tcp::{
@@ -29,6 +34,7 @@ use penstock_spec::nvmf::connect::{ConnectAttributes, ConnectCmd, ConnectData, C
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32};
 
+use self::auth::Auth;
 use self::rx::Rx;
 use self::slot::{Slot, SlotState, Slots};
 use crate::digest::{Crc32c, crc32c};
@@ -52,8 +58,10 @@ const _: () = assert!(1 << SLOT_BITS == DEPTH_MAX);
 const PDU_INLINE_MAX: usize = 128 + DIGEST_LEN;
 /// Segments of one PDU: header, payload, data digest.
 const PDU_SEGMENTS_MAX: usize = 3;
+/// The longest data that is copied: Connect's, or a message of an authentication.
+const COPIED_MAX: usize = if MESSAGE_LEN_MAX > ConnectData::LEN { MESSAGE_LEN_MAX } else { ConnectData::LEN };
 /// Room kept for the PDUs that must always go out: ICReq, Connect with its data, H2CTermReq.
-const RESERVE_BYTES: usize = HLEN_MAX + PDU_INLINE_MAX + ConnectData::LEN + TermReqHdr::LEN + TERM_DATA_MAX;
+const RESERVE_BYTES: usize = HLEN_MAX + PDU_INLINE_MAX + COPIED_MAX + TermReqHdr::LEN + TERM_DATA_MAX;
 const RESERVE_SEGMENTS: usize = 2 * PDU_SEGMENTS_MAX;
 /// H2CData PDUs that may wait in the transmit queue beyond one capsule per command.
 const H2C_PDUS_QUEUED_MAX: usize = 32;
@@ -88,6 +96,8 @@ pub struct QpairConfig {
     pub maxr2t: u16,
     /// In-capsule data that I/O commands may carry, bytes: IOCCSZ * 16 - 64. Admin queues take 8192.
     pub in_capsule_max: u32,
+    /// What the host authenticates itself with where the controller asks for it; nothing is done elsewhere.
+    pub auth: Option<Arc<AuthConfig>>,
 }
 
 impl QpairConfig {
@@ -108,6 +118,7 @@ impl QpairConfig {
             hpda: 0,
             maxr2t: 1,
             in_capsule_max: ADMIN_IN_CAPSULE_LEN,
+            auth: None,
         }
     }
 }
@@ -119,6 +130,8 @@ pub enum QpairState {
     Initializing,
     /// Connect is sent; its completion moves it on.
     Connecting,
+    /// The controller wants proof of the host; the end of the transaction moves it on.
+    Authenticating,
     /// Commands may be submitted.
     Live,
     /// Nothing goes in or out any more, except what the transmit queue still holds.
@@ -206,6 +219,7 @@ pub struct Qpair<B> {
     maxh2cdata: u32,
     cntlid: u16,
     connect_slot: usize,
+    auth: Option<Box<Auth>>,
     slots: Slots<B>,
     free: Vec<u16>,
     done: VecDeque<u16>,
@@ -236,6 +250,7 @@ impl<B: Payload> Qpair<B> {
             maxh2cdata: 0,
             cntlid: config.cntlid,
             connect_slot: 0,
+            auth: None,
             slots: Slots((0..config.depth).map(Slot::new).collect()),
             free: (0..config.depth).rev().collect(),
             done: VecDeque::with_capacity(depth),
@@ -460,7 +475,10 @@ impl<B: Payload> Qpair<B> {
                 ..H2cDataHdr::default()
             };
             push_header(&mut self.tx, hdr.as_bytes(), hdgst, pdo);
-            push_data(&mut self.tx, slot, job.off, len, ddgst);
+            match self.auth.as_ref().filter(|auth| auth.slot == job.slot) {
+                Some(auth) => push_copy(&mut self.tx, &auth.message, job.off, len, ddgst),
+                None => push_data(&mut self.tx, slot, job.off, len, ddgst),
+            }
             job.off += len;
             job.len -= len;
             if last {
@@ -507,18 +525,26 @@ impl<B: Payload> Qpair<B> {
             return Err(QpairError::ConnectRefused { qid: self.config.qid, status, dw0 });
         }
         let result = ConnectResult(cqe.dw0.get());
-        if result.atr() || result.ascr() {
-            return Err(QpairError::AuthenticationRequired);
-        }
         self.cntlid = result.cntlid();
-        self.state = QpairState::Live;
-        Ok(())
+        if !result.atr() && !result.ascr() {
+            self.state = QpairState::Live;
+            return Ok(());
+        }
+        let Some(auth) = self.config.auth.as_ref().filter(|_| !result.ascr()) else {
+            return Err(QpairError::AuthenticationRequired);
+        };
+        self.auth = Some(Auth::new(&self.config, auth));
+        self.state = QpairState::Authenticating;
+        self.auth_next()
     }
 
     /// Moves a command that the target has completed towards the completion queue.
     fn complete(&mut self, index: usize, mut cqe: Cqe) -> Result<(), QpairError> {
         if self.state == QpairState::Connecting && index == self.connect_slot {
             return self.connected(&cqe);
+        }
+        if self.auth.as_ref().is_some_and(|auth| auth.slot == index) {
+            return self.auth_done(&cqe);
         }
         let Some(slot) = self.slots.0.get_mut(index) else { return Ok(()) };
         if let (Transfer::Read(len), true) = (slot.transfer, cqe.status().is_success()) {
@@ -570,6 +596,16 @@ fn push_header(tx: &mut SendQueue, header: &[u8], hdgst: bool, pdo: u32) {
     let pad = usize::try_from(pdo).unwrap_or(0).saturating_sub(end);
     if pad > 0 {
         tx.push(ZEROES.get(..pad).unwrap_or_default());
+    }
+}
+
+/// Queues a copy of a range of `bytes` and its digest.
+fn push_copy(tx: &mut SendQueue, bytes: &[u8], off: u32, len: u32, ddgst: bool) {
+    let (Ok(off), Ok(len)) = (usize::try_from(off), usize::try_from(len)) else { return };
+    let Some(bytes) = off.checked_add(len).and_then(|end| bytes.get(off..end)) else { return };
+    tx.push(bytes);
+    if ddgst {
+        tx.push(&crc32c(bytes).to_le_bytes());
     }
 }
 

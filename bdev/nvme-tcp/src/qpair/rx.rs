@@ -298,6 +298,8 @@ impl<B: Payload> Qpair<B> {
                 at += n;
                 from = tail;
             }
+        } else if let Some(auth) = self.auth.as_mut().filter(|auth| auth.slot == self.rx.slot) {
+            auth.take(at, now);
         }
         if self.rx.ddgst {
             self.rx.crc.update(now);

@@ -132,6 +132,15 @@ impl ConfiguredPsk {
 }
 
 impl TlsPsk {
+    /// Whether its identity names that host and that subsystem, or any where none is given.
+    #[must_use]
+    pub fn is_for(&self, host: &Nqn, subsystem: Option<&Nqn>) -> bool {
+        let names = self.identity.get(9..).and_then(|names| names.strip_prefix(host.as_str()));
+        let Some(rest) = names.and_then(|rest| rest.strip_prefix(' ')) else { return false };
+        let Some(subsystem) = subsystem else { return true };
+        rest.strip_prefix(subsystem.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    }
+
     /// The key that a DH-HMAC-CHAP transaction has made: `generated` is its result, made with `hash`. `None` for SHA-512,
     /// which goes with no cipher suite.
     #[must_use]

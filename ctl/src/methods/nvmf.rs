@@ -6,9 +6,6 @@ use penstock_nvmf::auth::KeyNames;
 use penstock_nvmf::config::DuplicateHost;
 use penstock_nvmf::target::{CreateSubsystem, ListenAddress, ListenOptions, Namespace, TargetError};
 use penstock_nvmf::transport_options::TransportOptions;
-use penstock_security::chap::Policy;
-use penstock_security::dh::DhGroup;
-use penstock_security::hash::Hash;
 use serde_json::{Value, json};
 
 use crate::daemon::App;
@@ -248,8 +245,8 @@ params! {
         listen_address: Address,
         /// The target: nvmf_tgt, the only one.
         tgt_name: Option<String>,
-        /// There is no TLS.
-        secure_channel: Option<Off>,
+        /// Whether nothing is talked there without TLS. Default: false (a host with a key may begin with TLS all the same).
+        secure_channel: Option<bool>,
         /// The state of all ANA groups for hosts that come by it: optimized, non_optimized, inaccessible, persistent_loss
         /// or change. Default: optimized.
         ana_state: Option<String>,
@@ -281,8 +278,8 @@ params! {
         host: String,
         /// The target: nvmf_tgt, the only one.
         tgt_name: Option<String>,
-        /// There is no TLS.
-        psk: Option<Off>,
+        /// Name of the pre-shared key that the host comes with by TLS; it is not let in without. Default: none.
+        psk: Option<String>,
         /// Name of the secret that the host authenticates itself with (DH-HMAC-CHAP). Default: it need not.
         dhchap_key: Option<String>,
         /// Name of the secret that the controller authenticates itself with to hosts that ask for it.
@@ -303,22 +300,6 @@ params! {
         dhchap_ctrlr_key: Option<String>,
         /// The target: nvmf_tgt, the only one.
         tgt_name: Option<String>,
-    }
-}
-
-params! {
-    /// Of `nvmf_set_config`.
-    SetConfig {
-        /// Hash functions of authentication: sha256, sha384, sha512. Default: all.
-        dhchap_digests: Option<Vec<String>>,
-        /// Diffie-Hellman groups of authentication: null, ffdhe2048, ffdhe3072, ffdhe4096, ffdhe6144, ffdhe8192. Default: all.
-        dhchap_dhgroups: Option<Vec<String>>,
-        /// Connections are spread by load.
-        poll_groups_mask: Option<Off>,
-        /// There is no passthrough of admin commands.
-        admin_cmd_passthru: Option<Off>,
-        /// Discovery shows what a host is allowed to.
-        discovery_filter: Option<Off>,
     }
 }
 
@@ -407,12 +388,6 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
             Kind::Change,
             "Changes the secrets of a host, from its next authentication on; it stays connected.",
             set_keys,
-        )
-        .add(
-            "nvmf_set_config",
-            Kind::Change,
-            "What hosts may authenticate themselves with, from their next authentication on.",
-            set_config,
         )
         .add(
             "nvmf_subsystem_remove_host",
@@ -576,7 +551,8 @@ async fn remove_ns(app: Rc<App>, params: RemoveNs) -> Result<Value, RpcError> {
 
 async fn add_listener(app: Rc<App>, params: AddListener) -> Result<Value, RpcError> {
     check_target(params.tgt_name.as_deref())?;
-    let options = ListenOptions { ana_state: params.ana_state };
+    let options =
+        ListenOptions { ana_state: params.ana_state, secure_channel: params.secure_channel.unwrap_or(false) };
     let nqn = subsystem_name(&params.nqn);
     app.target.add_listener_with(nqn, &params.listen_address.into(), &options).await?;
     Ok(Value::Bool(true))
@@ -595,8 +571,8 @@ async fn get_listeners(app: Rc<App>, params: OfSubsystem) -> Result<Value, RpcEr
 
 async fn add_host(app: Rc<App>, params: AddHost) -> Result<Value, RpcError> {
     check_target(params.tgt_name.as_deref())?;
-    let AddHost { nqn, host, dhchap_key, dhchap_ctrlr_key, .. } = params;
-    let keys = host_keys(&app, KeyNames { psk: None, dhchap_key, dhchap_ctrlr_key })?;
+    let AddHost { nqn, host, psk, dhchap_key, dhchap_ctrlr_key, .. } = params;
+    let keys = host_keys(&app, KeyNames { psk, dhchap_key, dhchap_ctrlr_key })?;
     app.target.add_host(&nqn, &host, keys).await?;
     Ok(Value::Bool(true))
 }
@@ -607,30 +583,6 @@ async fn set_keys(app: Rc<App>, params: SetKeys) -> Result<Value, RpcError> {
     let keys = host_keys(&app, KeyNames { psk: None, dhchap_key, dhchap_ctrlr_key })?;
     app.target.set_keys(&nqn, &host, keys).await?;
     Ok(Value::Bool(true))
-}
-
-async fn set_config(app: Rc<App>, params: SetConfig) -> Result<Value, RpcError> {
-    let mut policy = Policy::clone(&app.target.auth_policy());
-    if let Some(names) = params.dhchap_digests {
-        policy.hashes = named("dhchap_digests", &names, Hash::from_name)?;
-    }
-    if let Some(names) = params.dhchap_dhgroups {
-        policy.groups = named("dhchap_dhgroups", &names, DhGroup::from_name)?;
-    }
-    app.target.set_auth_policy(policy).await?;
-    Ok(Value::Bool(true))
-}
-
-/// What the names of a list stand for, the first one that is unknown refused.
-fn named<T>(parameter: &str, names: &[String], find: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, RpcError> {
-    let one = |name: &String| {
-        find(name).ok_or_else(|| {
-            RpcError::invalid_params(format!(
-                "{parameter}: {name:?} is unknown; `penstock docs rpc` lists them"
-            ))
-        })
-    };
-    names.iter().map(one).collect()
 }
 
 async fn remove_host(app: Rc<App>, params: RemoveHost) -> Result<Value, RpcError> {

@@ -3,6 +3,9 @@
 use std::rc::Rc;
 
 use penstock_nvmf::target::{ReferralHosts, ReferralParams};
+use penstock_security::chap::Policy;
+use penstock_security::dh::DhGroup;
+use penstock_security::hash::Hash;
 use serde_json::Value;
 
 use crate::daemon::App;
@@ -91,10 +94,10 @@ params! {
         admin_cmd_passthru: Option<Passthru>,
         /// All reactors serve.
         poll_groups_mask: Option<Off>,
-        /// There is no list of digests.
-        dhchap_digests: Option<Off>,
-        /// There is no list of groups.
-        dhchap_dhgroups: Option<Off>,
+        /// Hash functions of authentication: sha256, sha384, sha512. Default: all.
+        dhchap_digests: Option<Vec<String>>,
+        /// Diffie-Hellman groups of authentication: null, ffdhe2048, ffdhe3072, ffdhe4096, ffdhe6144, ffdhe8192. Default: all.
+        dhchap_dhgroups: Option<Vec<String>>,
     }
 }
 
@@ -103,7 +106,7 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
         .add(
             "nvmf_set_config",
             Kind::Change,
-            "Changes what the discovery service shows, and its name.",
+            "Changes what the discovery service shows, its name, and what hosts may authenticate themselves with.",
             set_config,
         )
         .add(
@@ -152,9 +155,31 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
 }
 
 async fn set_config(app: Rc<App>, params: SetConfig) -> Result<Value, RpcError> {
+    let mut policy = Policy::clone(&app.target.auth_policy());
+    if let Some(names) = &params.dhchap_digests {
+        policy.hashes = named("dhchap_digests", names, Hash::from_name)?;
+    }
+    if let Some(names) = &params.dhchap_dhgroups {
+        policy.groups = named("dhchap_dhgroups", names, DhGroup::from_name)?;
+    }
+    if params.dhchap_digests.is_some() || params.dhchap_dhgroups.is_some() {
+        app.target.set_auth_policy(policy).await?;
+    }
     let filters = params.discovery_filters.or(params.discovery_filter);
     app.target.set_discovery_config(filters.as_deref(), params.discovery_nqn.as_deref()).await?;
     Ok(Value::Bool(true))
+}
+
+/// What the names of a list stand for, the first one that is unknown refused.
+fn named<T>(parameter: &str, names: &[String], find: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, RpcError> {
+    let one = |name: &String| {
+        find(name).ok_or_else(|| {
+            RpcError::invalid_params(format!(
+                "{parameter}: {name:?} is unknown; `penstock docs rpc` lists them"
+            ))
+        })
+    };
+    names.iter().map(one).collect()
 }
 
 async fn add_referral(app: Rc<App>, params: AddReferral) -> Result<Value, RpcError> {

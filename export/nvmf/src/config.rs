@@ -136,6 +136,8 @@ pub struct ListenerConfig {
     pub trtype: TrType,
     /// Address and port listened on; the port is the real one even where 0 was asked for.
     pub addr: SocketAddr,
+    /// Whether nothing is talked there without TLS.
+    pub secure: bool,
     /// The state of each ANA group for controllers that come by it.
     pub ana: PathStates,
 }
@@ -144,7 +146,7 @@ impl ListenerConfig {
     /// A listener on which every group is optimized.
     #[must_use]
     pub fn tcp(portid: u16, addr: SocketAddr) -> Self {
-        Self { portid, trtype: TrType::TCP, addr, ana: PathStates::default() }
+        Self { portid, trtype: TrType::TCP, addr, secure: false, ana: PathStates::default() }
     }
 
     /// Address family.

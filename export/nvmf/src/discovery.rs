@@ -17,7 +17,7 @@ use crate::config::{DiscoveryConfig, DiscoveryFilter, ListenerConfig, Referral};
 
 /// TREQ.SC: a secure channel is required.
 const SECURE_CHANNEL_REQUIRED: u8 = 1;
-/// TREQ.SC: a secure channel is not required, there is none.
+/// TREQ.SC: a secure channel is not required.
 const SECURE_CHANNEL_NOT_REQUIRED: u8 = 2;
 
 /// The entries for `host`, whose discovery connection ends at `local`.
@@ -93,7 +93,8 @@ fn entry(
     entry.trtype = listener.trtype;
     entry.adrfam = if ip.is_ipv4() { AdrFam::IPV4 } else { AdrFam::IPV6 };
     entry.subtype = subtype;
-    entry.treq = TReq(0).with_secure_channel(SECURE_CHANNEL_NOT_REQUIRED).0;
+    let channel = if listener.secure { SECURE_CHANNEL_REQUIRED } else { SECURE_CHANNEL_NOT_REQUIRED };
+    entry.treq = TReq(0).with_secure_channel(channel).0;
     entry.portid = U16::new(listener.portid);
     entry.cntlid = U16::new(CNTLID_DYNAMIC);
     entry.asqsz = U16::new(asqsz);
@@ -101,7 +102,7 @@ fn entry(
     entry.subnqn = nqn.to_field();
 
     if let Some(sectype) = entry.tsas.first_mut() {
-        *sectype = SecType::NONE.0;
+        *sectype = if listener.secure { SecType::TLS13.0 } else { SecType::NONE.0 };
     }
     // Both fit: an address has at most 45 characters, a port 5.
     let fits = entry.set_traddr(&ip.to_string()) && entry.set_trsvcid(&listener.addr.port().to_string());

@@ -30,6 +30,7 @@ pub mod transport_options;
 
 mod cntlid;
 mod qpair;
+mod tls;
 
 pub use cntlid::ControllerIds;
 pub use target::{Target, TargetError};

@@ -17,27 +17,28 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use penstock_bdev::Registry;
-use penstock_bdev::null::Null;
+use penstock_bdev::malloc::{Malloc, MallocOptions};
 use penstock_nvme_tcp::blocking::{BlockingController, BlockingError};
 use penstock_nvme_tcp::controller::{ControllerConfig, ControllerError};
-use penstock_nvme_tcp::{AuthConfig, QpairConfig, QpairError, Transfer, command};
+use penstock_nvme_tcp::{AuthConfig, Completion, Qpair, QpairConfig, QpairError, Transfer, command};
 use penstock_nvmf::auth::HostKeys;
-use penstock_nvmf::target::{CreateSubsystem, ListenAddress, Namespace};
+use penstock_nvmf::target::{CreateSubsystem, ListenAddress, ListenOptions, Namespace};
 use penstock_nvmf::{Target, TransportOptions};
 use penstock_reactor::{Clock, PollMode, Reactor, ReactorConfig, ReactorId, Started};
 use penstock_security::chap::{
     AuthFailureReason, HostConfig, HostError, HostSide, HostStep, Keys, Parties, Policy, SecureChannel,
 };
 use penstock_security::dh::DhGroup;
-use penstock_security::hash::Hash;
+use penstock_security::hash::{Bytes, Hash};
+use penstock_security::psk::{ConfiguredPsk, TlsPsk};
 use penstock_security::secret::Secret;
+use penstock_security::tls::{Context as TlsContext, Progress, PskStore, Session};
 use penstock_spec::nvme::{Cqe, SglDescriptor, Sqe, Status};
 use penstock_spec::nvme_tcp::{CapsuleCmdHdr, CapsuleRespHdr, CommonHdr, DigestFlags, IcReq, PduType};
 use penstock_spec::nvmf::auth::AuthCmd;
 use penstock_spec::nvmf::connect::ConnectResult;
-use penstock_spec::nvmf::property::{PropertySize, offset};
+use penstock_spec::nvmf::property::{Cc, PropertySize, offset};
 use penstock_spec::nvmf::{ConnectCmd, ConnectData, Nqn};
-use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
 const NQN: &str = "nqn.2026-11.io.penstock:disk";
@@ -79,12 +80,14 @@ impl Node {
         };
         let reactors: Vec<_> = (0..2).map(start).collect();
         let registry = Registry::new();
-        registry.register(Null::new("null0", Uuid::from_u128(7), 1000, 512).unwrap(), &[]).unwrap();
+        let options = serde_json::json!({ "num_blocks": 4096, "block_size": 512 });
+        let options: MallocOptions = serde_json::from_value(options).unwrap();
+        registry.register(Malloc::new("disk0", &options).unwrap(), &[]).unwrap();
         let target = Target::new(reactors.iter().map(|reactor| reactor.handle.clone()).collect(), registry);
         let addr = block_on(async {
             target.create_transport(TransportOptions::default()).await.unwrap();
             target.create_subsystem(&CreateSubsystem::named(NQN)).await.unwrap();
-            target.add_ns(NQN, &Namespace::on("null0")).await.unwrap();
+            target.add_ns(NQN, &Namespace::on("disk0")).await.unwrap();
             let keys = HostKeys { chap: keys.cloned(), ..HostKeys::default() };
             target.add_host(NQN, HOST, keys).await.unwrap();
             let any_port = ListenAddress::tcp("127.0.0.1:0".parse().unwrap());
@@ -114,6 +117,95 @@ impl Node {
         let stats = block_on(self.target.get_stats()).unwrap();
         let groups = stats["poll_groups"].as_array().unwrap();
         groups.iter().map(|group| group[name].as_u64().unwrap()).sum()
+    }
+}
+
+/// A host that talks TLS: our initiator's machine, a session and a socket.
+struct SecureHost {
+    stream: TcpStream,
+    session: Session,
+    qpair: Qpair<Box<[u8]>>,
+}
+
+struct NoStore;
+
+impl PskStore for NoStore {
+    fn find(&self, _identity: &[u8]) -> Option<Arc<TlsPsk>> {
+        None
+    }
+}
+
+impl SecureHost {
+    fn connect(addr: SocketAddr, psk: &TlsPsk, config: QpairConfig) -> Result<Self, String> {
+        let stream = TcpStream::connect(addr).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let session = Session::client(&TlsContext::new().unwrap(), Arc::new(psk.clone())).unwrap();
+        let mut this = Self { stream, session, qpair: Qpair::new(config) };
+        while this.session.handshake(&NoStore).map_err(|error| error.to_string())? != Progress::Done {
+            this.exchange()?;
+        }
+        while !this.qpair.is_live() {
+            this.turn()?;
+        }
+        Ok(this)
+    }
+
+    fn flush(&mut self) {
+        while !self.session.net_bytes().is_empty() {
+            let len = self.stream.write(self.session.net_bytes()).unwrap();
+            self.session.net_sent(len);
+        }
+    }
+
+    /// Sends what there is, and receives once.
+    fn exchange(&mut self) -> Result<(), String> {
+        self.flush();
+        match self.stream.read(self.session.net_space()) {
+            Ok(len) if len > 0 => self.session.net_came(len),
+            other => return Err(format!("the connection is over: {other:?}")),
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) {
+        while self.qpair.tx_len_bytes() > 0 {
+            let bytes: Vec<u8> = self.qpair.tx_slices().flatten().copied().collect();
+            let mut sent = 0;
+            while sent < bytes.len() {
+                sent += self.session.write(&bytes[sent..]).unwrap().unwrap_or(0);
+                self.flush();
+            }
+            self.qpair.tx_consume(sent);
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), String> {
+        self.send();
+        self.exchange()?;
+        let mut buf = [0; 9000];
+        while let Some(len) = self.session.read(&mut buf).map_err(|error| error.to_string())? {
+            if len == 0 {
+                return Err("the target has closed".to_owned());
+            }
+            self.qpair.recv(&buf[..len]).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn execute(&mut self, sqe: Sqe, transfer: Transfer, data: Option<Box<[u8]>>) -> Completion<Box<[u8]>> {
+        self.qpair.submit(sqe, transfer, 0, data).unwrap();
+        loop {
+            if let Some(done) = self.qpair.poll() {
+                return done;
+            }
+            self.turn().unwrap();
+        }
+    }
+
+    fn enable(&mut self) {
+        let cc = Cc(0).with_en(true).with_iosqes(6).with_iocqes(4);
+        let sqe = command::property_set(offset::CC, cc.0);
+        assert!(self.execute(sqe, Transfer::None, None).status().is_success());
     }
 }
 
@@ -288,12 +380,22 @@ impl Raw {
 
     /// A whole transaction.
     fn authenticate(&mut self, keys: &Keys, t_id: u16) -> Result<(), HostError> {
+        self.transaction(keys, t_id, SecureChannel::NONE).map(drop)
+    }
+
+    fn transaction(
+        &mut self,
+        keys: &Keys,
+        t_id: u16,
+        channel: SecureChannel,
+    ) -> Result<Option<Bytes>, HostError> {
+        let group = if channel == SecureChannel::NONE { DhGroup::Null } else { DhGroup::Ffdhe2048 };
         let nqn = |name: &str| Nqn::parse(name.as_bytes()).unwrap();
         let config = HostConfig {
             parties: Parties { host: nqn(HOST), subsystem: nqn(NQN) },
             keys: keys.clone(),
-            policy: only(Hash::Sha256, DhGroup::Null),
-            channel: SecureChannel::NONE,
+            policy: only(Hash::Sha256, group),
+            channel,
         };
         let mut host = HostSide::new(config, t_id);
         loop {
@@ -308,7 +410,7 @@ impl Raw {
                     }
                 }
                 HostStep::Work(_) => unreachable!(),
-                HostStep::Over(result) => return result.map(drop),
+                HostStep::Over(result) => return result,
             }
         }
     }
@@ -378,4 +480,83 @@ fn a_host_may_prove_itself_again_at_any_time_and_must_know_the_secret_of_that_ti
     let refused = HostError::Refused(AuthFailureReason::FAILED);
     assert_eq!(raw.authenticate(&old, 4), Err(refused));
     assert_eq!(raw.0.read(&mut [0]).unwrap(), 0, "the connection stays");
+}
+
+#[test]
+fn data_flow_over_tls_with_either_cipher_suite_and_each_version_of_identities() {
+    for (hash, version) in [(Hash::Sha256, 0), (Hash::Sha384, 1)] {
+        let node = Node::new(None);
+        let psk = ConfiguredPsk::generate(hash).unwrap();
+        block_on(node.target.remove_host(NQN, HOST)).unwrap();
+        let keys = HostKeys { psk: Some(psk.clone()), ..HostKeys::default() };
+        block_on(node.target.add_host(NQN, HOST, keys)).unwrap();
+        let nqn = |name: &str| Nqn::parse(name.as_bytes()).unwrap();
+        let psk = psk.tls_psk(&nqn(HOST), &nqn(NQN), version).unwrap();
+        let mut admin = SecureHost::connect(node.addr, &psk, node.admin(None, Policy::default())).unwrap();
+        admin.enable();
+        let cntlid = admin.qpair.cntlid();
+        let config = QpairConfig { qid: 1, cntlid, depth: 16, ..node.admin(None, Policy::default()) };
+        let mut queue = SecureHost::connect(node.addr, &psk, config).unwrap();
+        for blocks in [1, 8, 256, 1000] {
+            let (len, bytes) = (blocks as usize * 512, blocks * 512);
+            let data: Box<[u8]> =
+                (0..bytes).map(|n: u32| n.to_le_bytes()[usize::from(n % 512 > 255)]).collect();
+            let expected = data.clone();
+            let write = command::write(1, 0, blocks, false);
+            assert!(queue.execute(write, Transfer::Write(bytes), Some(data)).status().is_success());
+            let room = vec![0xff; len].into_boxed_slice();
+            let read = queue.execute(command::read(1, 0, blocks), Transfer::Read(bytes), Some(room));
+            assert!(read.status().is_success());
+            assert!(read.payload.unwrap() == expected, "{blocks} blocks");
+        }
+        // Without TLS, with another key, and with the right key under another name.
+        assert!(matches!(error_of(node.connect(None, Policy::default())), QpairError::ConnectRefused { .. }));
+        let forged = TlsPsk { key: penstock_security::hash::Bytes::new(&[1; 32]), ..psk.clone() };
+        assert!(SecureHost::connect(node.addr, &forged, node.admin(None, Policy::default())).is_err());
+        let mut other = node.admin(None, Policy::default());
+        other.hostnqn = nqn("nqn.2026-11.io.penstock:other");
+        assert!(SecureHost::connect(node.addr, &psk, other).is_err());
+    }
+}
+
+#[test]
+fn a_secure_listener_talks_nothing_else() {
+    let node = Node::new(None);
+    let psk = ConfiguredPsk::generate(Hash::Sha256).unwrap();
+    let friend = "nqn.2026-11.io.penstock:friend";
+    let any_port = ListenAddress::tcp("127.0.0.1:0".parse().unwrap());
+    let options = ListenOptions { secure_channel: true, ..ListenOptions::default() };
+    let addr = block_on(node.target.add_listener_with(NQN, &any_port, &options)).unwrap();
+    let keys = HostKeys { psk: Some(psk.clone()), ..HostKeys::default() };
+    block_on(node.target.add_host(NQN, friend, keys)).unwrap();
+    let mut stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.write_all(IcReq::new(0, DigestFlags(0), 1).as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok();
+    assert!(answer.len() < 128, "an ICReq in the clear is answered");
+    let nqn = |name: &str| Nqn::parse(name.as_bytes()).unwrap();
+    let psk = psk.tls_psk(&nqn(friend), &nqn(NQN), 1).unwrap();
+    let mut config = node.admin(None, Policy::default());
+    config.hostnqn = nqn(friend);
+    SecureHost::connect(addr, &psk, config).unwrap().enable();
+}
+
+#[test]
+fn an_authentication_makes_the_key_for_tls_and_the_next_one_replaces_it() {
+    let keys = keys();
+    let node = Node::new(Some(&keys));
+    let nqn = |name: &str| Nqn::parse(name.as_bytes()).unwrap();
+    // TLS is possible from the first key on.
+    let psk = Some(ConfiguredPsk::generate(Hash::Sha256).unwrap());
+    block_on(node.target.add_host(NQN, "nqn.2026-11.io.penstock:x", HostKeys { psk, ..HostKeys::default() }))
+        .unwrap();
+    let mut raw = Raw::connect(node.addr);
+    let generated = raw.transaction(&keys, 1, SecureChannel::NEW_TLS_PSK).unwrap().unwrap();
+    let psk = TlsPsk::generated(&generated, Hash::Sha256, &nqn(HOST), &nqn(NQN)).unwrap();
+    // The key is the proof: nothing is to be proven again.
+    let mut admin = SecureHost::connect(node.addr, &psk, node.admin(None, Policy::default())).unwrap();
+    admin.enable();
+    let refused = raw.transaction(&keys, 2, SecureChannel::REPLACE_TLS_PSK).unwrap_err();
+    assert_eq!(refused, HostError::Refused(AuthFailureReason::CONCATENATION_MISMATCH));
 }

@@ -7,7 +7,7 @@ mod worker;
 
 pub use keys::{HostKeys, KeyNames};
 pub(crate) use queue::QueueAuth;
-pub(crate) use worker::{Answer, Answers, Worker};
+pub(crate) use worker::{Answer, Answers, Worked, Worker};
 
 use penstock_spec::nvme::sgl::TcpSgl;
 use penstock_spec::nvme::{FabricsType, Psdt, Sqe, Status};

@@ -1,4 +1,4 @@
-//! The thread for what would hold a reactor up: exponentiations of DH-HMAC-CHAP.
+//! The thread for what would hold a reactor up: exponentiations of DH-HMAC-CHAP, handshakes of TLS.
 //!
 //! One thread for a target: work waits in a bounded queue and is done in the order in which it came; hosts that connect in
 //! crowds wait for each other, not their I/O. A result goes into the channel of the reactor that has asked for it, which
@@ -10,23 +10,33 @@ use std::time::Duration;
 
 use penstock_reactor::{ReactorError, ReactorHandle};
 use penstock_security::chap::Done;
+use penstock_security::tls::{Progress, Session, TlsError};
 
 use crate::group::GroupCell;
+use crate::tls::Psks;
 
 /// Tasks that wait at most. Each is a command or a connection of a host, so few hosts come near it.
 const TASKS_MAX: usize = 4096;
 /// Pause before a reactor with a full mailbox is tried again.
 const MAILBOX_PAUSE: Duration = Duration::from_millis(1);
 
-type Task = Box<dyn FnOnce() -> Option<ReactorHandle> + Send>;
+type Task = Box<dyn FnOnce(&mut Psks) -> Option<ReactorHandle> + Send>;
 
-/// A result, and whom it is for: a connection of the reactor that has asked, and the command that waits.
+/// A result, and whom it is for: a connection of the reactor that has asked.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) conn: u32,
     pub(crate) serial: u64,
-    pub(crate) slot: u16,
-    pub(crate) done: Done,
+    pub(crate) what: Worked,
+}
+
+/// What was done.
+#[derive(Debug)]
+pub(crate) enum Worked {
+    /// A job of an authentication, for the command that waits for it.
+    Auth { slot: u16, done: Done },
+    /// A step of a handshake; the session comes back.
+    Tls { session: Box<Session>, progress: Result<Progress, TlsError> },
 }
 
 /// Where the results for one reactor go.
@@ -67,8 +77,9 @@ impl Worker {
         let (tasks, queue) = sync_channel::<Task>(TASKS_MAX);
         let thread = std::thread::Builder::new().name("nvmf-auth".to_owned());
         let started = thread.spawn(move || {
+            let mut psks = Psks::default();
             for task in queue {
-                if let Some(reactor) = task() {
+                if let Some(reactor) = task(&mut psks) {
                     tell(&reactor);
                 }
             }
@@ -80,9 +91,22 @@ impl Worker {
     }
 
     /// Runs `work` on the thread. False, and nothing is run, when too much waits already.
-    pub(crate) fn submit(&self, answers: &Answers, work: impl FnOnce() -> Answer + Send + 'static) -> bool {
+    pub(crate) fn submit(
+        &self,
+        answers: &Answers,
+        work: impl FnOnce(&mut Psks) -> Answer + Send + 'static,
+    ) -> bool {
         let (reactor, to) = (answers.handle.clone(), answers.to.clone());
-        let task: Task = Box::new(move || to.send(work()).ok().map(|()| reactor));
+        let task: Task = Box::new(move |psks| to.send(work(psks)).ok().map(|()| reactor));
+        self.tasks.as_ref().is_some_and(|tasks| tasks.try_send(task).is_ok())
+    }
+
+    /// Changes the keys for TLS; what is submitted afterwards finds them changed. False when too much waits already.
+    pub(crate) fn change_psks(&self, change: impl FnOnce(&mut Psks) + Send + 'static) -> bool {
+        let task: Task = Box::new(move |psks| {
+            change(psks);
+            None
+        });
         self.tasks.as_ref().is_some_and(|tasks| tasks.try_send(task).is_ok())
     }
 }

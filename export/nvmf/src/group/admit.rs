@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use penstock_reactor::net::{Interest, Link as Wire, SocketOptions, TcpSocket, conn_key};
+use penstock_reactor::net::{Interest, SocketOptions, TcpSocket, conn_key};
 use penstock_reactor::{ReactorError, Tick};
 
 use super::{Entry, Group, GroupCell, STUCK_NS};
 use crate::qpair::Link;
 use crate::tcp::conn::{Conn, ConnState};
+use crate::tls::Wire;
 
 /// Connections accepted per turn.
 const ACCEPT_BUDGET: usize = 64;

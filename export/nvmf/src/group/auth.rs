@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use penstock_reactor::Tick;
-use penstock_security::chap::{Event, Job, Keys, Parties, SecureChannel, Step};
+use penstock_security::chap::{Done, Event, Job, Keys, Parties, SecureChannel, Step};
+use penstock_security::psk::{PskKind, TlsPsk};
 use penstock_spec::nvme::{FabricsType, Sqe, Status};
 use penstock_spec::nvmf::Nqn;
 use penstock_spec::nvmf::auth::{AuthCmd, SECP_NVME};
 
 use super::{Group, GroupCell};
-use crate::auth::{Answer, QueueAuth, Worker};
+use crate::auth::{Answer, QueueAuth, Worked, Worker};
 use crate::config::SubsystemConfig;
 use crate::qpair::Link;
 use crate::tcp::req::ReqId;
+use crate::tls::Psks;
 
 impl GroupCell {
     /// Has slow work done by that thread from now on; without one it is done here.
@@ -30,8 +32,18 @@ impl Group {
     /// A queue is connected: it must authenticate itself if its host has secrets. Whether it must.
     pub(super) fn admit(&mut self, conn: u32, parties: Parties, kato_ms: u32, now: Tick) -> bool {
         let config = self.core.config_of(&parties.subsystem);
-        let locked = config.is_some_and(|config| chap_keys(config, &parties.host).is_some());
-        let auth = QueueAuth::new(parties, SecureChannel::NONE, locked, kato_ms, now);
+        let keyed = config.is_some_and(|config| chap_keys(config, &parties.host).is_some());
+        let entry = self.entries.get(conn as usize).and_then(Option::as_ref);
+        let kind = entry.and_then(|entry| entry.wire.psk()).map(|psk| psk.kind);
+        // A generated key is itself the fruit of an authentication.
+        let locked = keyed && kind != Some(PskKind::Generated);
+        let admin = entry.is_some_and(|entry| matches!(entry.conn.link, Link::Admin { .. }));
+        let channel = match kind {
+            None if admin && self.tls.is_some() => SecureChannel::NEW_TLS_PSK,
+            Some(PskKind::Generated) if admin => SecureChannel::REPLACE_TLS_PSK,
+            _ => SecureChannel::NONE,
+        };
+        let auth = QueueAuth::new(parties, channel, locked, kato_ms, now);
         if let Some(entry) = self.entry_mut(conn) {
             entry.auth = Some(Box::new(auth));
         }
@@ -88,9 +100,9 @@ impl Group {
         let Some(auth) = entry.auth.as_mut() else { return };
         auth.waiting = Some(slot);
         let Some(worker) = self.worker.as_ref().filter(|_| job.is_slow()) else {
-            return self.auth_worked(Answer { conn, serial, slot, done: job.run() });
+            return self.auth_worked(conn, serial, slot, job.run());
         };
-        let work = move || Answer { conn, serial, slot, done: job.run() };
+        let work = move |_: &mut Psks| Answer { conn, serial, what: Worked::Auth { slot, done: job.run() } };
         if !worker.submit(&self.answers, work) {
             tracing::warn!(host = %auth.parties.host, "too many hosts authenticate themselves: one is refused");
             self.close(conn);
@@ -99,12 +111,15 @@ impl Group {
 
     fn take_answers(&mut self) {
         while let Some(answer) = self.answers.next() {
-            self.auth_worked(answer);
+            let Answer { conn, serial, what } = answer;
+            match what {
+                Worked::Auth { slot, done } => self.auth_worked(conn, serial, slot, done),
+                Worked::Tls { session, progress } => self.tls_shaken(conn, serial, session, progress),
+            }
         }
     }
 
-    fn auth_worked(&mut self, answer: Answer) {
-        let Answer { conn, serial, slot, done } = answer;
+    fn auth_worked(&mut self, conn: u32, serial: u64, slot: u16, done: Done) {
         let Some(entry) = self.entries.get_mut(conn as usize).and_then(Option::as_mut) else { return };
         let current = entry.serial == serial && !entry.gone;
         let Some(auth) = entry.auth.as_mut().filter(|auth| current && auth.waiting == Some(slot)) else {
@@ -123,7 +138,14 @@ impl Group {
         let Some(event) = auth.side.take_event() else { return };
         let (host, subsystem) = (auth.parties.host, auth.parties.subsystem);
         match event {
-            Event::Authenticated { hash, .. } => {
+            Event::Authenticated { hash, generated } => {
+                let replaces = entry.wire.psk().map(|psk| psk.identity.clone());
+                if let (Some((key, _)), Some(worker)) = (generated, &self.worker)
+                    && let Some(psk) = TlsPsk::generated(&key, hash, &host, &subsystem)
+                {
+                    // Queued before the host can come with it. A full queue: it is refused, and tries again.
+                    worker.change_psks(move |psks| psks.generated(psk, replaces.as_deref()));
+                }
                 let group = auth.side.terms().group;
                 tracing::debug!(%host, %subsystem, hash = hash.name(), dhgroup = group.name(), "authenticated");
                 if std::mem::take(&mut auth.locked) {

@@ -13,6 +13,7 @@ use zerocopy::FromBytes;
 use super::abort::AbortMsg;
 use super::fence::ResetMsg;
 use super::join::{Join, Msg};
+use super::tls::check_channel;
 use super::{Entry, Group};
 use crate::config::SubsystemKind;
 use crate::controller::{AdminOutcome, Completion, Controller, ControllerParams, Instance};
@@ -119,6 +120,9 @@ impl Group {
         let data = data.ok_or(Status::DATA_SGL_LENGTH_INVALID.with_dnr())?;
         let wanted = Connect::parse(ConnectCmd::from_sqe(sqe), &data, &self.core.params)?;
         let config = self.reachable(&wanted, portid)?;
+        if let Some(entry) = self.entries.get(id.conn as usize).and_then(Option::as_deref) {
+            check_channel(entry, &config, &wanted)?;
+        }
         if wanted.qid == 0 && config.kind == SubsystemKind::Discovery {
             return self.connect_admin(id, &wanted, config, now);
         }

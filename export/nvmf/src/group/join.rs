@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use penstock_security::chap::Parties;
 use penstock_spec::nvme::Status;
-use penstock_spec::nvmf::connect::{self, ConnectResult};
 use penstock_spec::nvmf::Nqn;
+use penstock_spec::nvmf::connect::{self, ConnectResult};
 
 use super::abort::AbortMsg;
 use super::control::Member;

@@ -22,6 +22,7 @@ mod path;
 mod read;
 mod reservation;
 mod stats;
+mod tls;
 
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ use std::sync::Arc;
 use futures_channel::mpsc::Sender;
 use penstock_bdev::Io;
 pub use penstock_reactor::net::Peers;
-use penstock_reactor::net::{Link as Wire, Listeners, Ready, SocketGroup};
+use penstock_reactor::net::{Listeners, Ready, SocketGroup};
 use penstock_reactor::rng::Rng;
 use penstock_reactor::{Cx, Poller, ReactorError, Rest, Tick};
 use penstock_spec::nvmf::Nqn;
@@ -47,6 +48,7 @@ use self::control::Association;
 use self::core::Core;
 use self::fence::Fences;
 use self::join::Msg;
+pub(crate) use self::tls::TlsSettings;
 use crate::auth::{Answers, QueueAuth, Worker};
 use crate::config::{DiscoveryConfig, Nsid, SubsystemConfig};
 use crate::qpair::Link;
@@ -54,6 +56,7 @@ use crate::reservation::Request;
 use crate::tcp::TcpParams;
 use crate::tcp::conn::Conn;
 use crate::tcp::req::ReqId;
+use crate::tls::Wire;
 use crate::transport_options::TransportOptions;
 
 /// What one receive takes at most.
@@ -112,6 +115,7 @@ struct Group {
     sockets: SocketGroup,
     /// For what would hold the reactor up, and what it has done for this reactor.
     worker: Option<Arc<Worker>>,
+    tls: Option<Arc<TlsSettings>>,
     answers: Answers,
     entries: Vec<Option<Box<Entry>>>,
     free: Vec<u32>,
@@ -199,6 +203,7 @@ impl GroupCell {
             discovery: Arc::default(),
             sockets: SocketGroup::new(cx.sleep_set())?,
             worker: None,
+            tls: None,
             answers: Answers::new(handle),
             entries: Vec::new(),
             free: Vec::new(),

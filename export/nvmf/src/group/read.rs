@@ -55,14 +55,27 @@ impl Group {
 
     /// Receives once from a connection and handles what came.
     #[inline]
-    fn read(&mut self, index: u32) -> usize {
+    pub(super) fn read(&mut self, index: u32) -> usize {
         let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { return 0 };
         if entry.gone {
             return 0;
         }
+        if entry.conn.state() == ConnState::New {
+            match self.tls_first(index) {
+                Some(_) => {}
+                None => {
+                    self.close(index);
+                    return 1;
+                }
+            }
+        }
+        let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { return 0 };
+        if entry.wire.is_shaking() {
+            return self.tls_shake(index);
+        }
         let entry = &mut **entry;
         let bulk = entry.conn.r2t_left() >= BULK_BYTES;
-        let limit = if bulk { BULK_RX_BYTES } else { self.rx.len() };
+        let limit = if bulk && !entry.wire.is_secure() { BULK_RX_BYTES } else { self.rx.len() };
         let room = self.rx.get_mut(..limit).unwrap_or_default();
         let len = match entry.wire.receive(&mut self.sockets, &mut entry.conn, room, &mut self.core) {
             Received::Bytes(len) => len,

@@ -2,6 +2,7 @@
 
 use penstock_bdev::BdevError;
 use penstock_reactor::ReactorError;
+use penstock_security::tls::TlsError;
 use penstock_spec::nvmf::NqnError;
 
 use crate::transport_options::OptionError;
@@ -133,6 +134,12 @@ pub enum TargetError {
         /// Which reactor, and what the bdev's side says.
         reason: String,
     },
+    /// There is no TLS.
+    #[error("keys for TLS and secure listeners cannot be used")]
+    Tls(#[from] TlsError),
+    /// Too much waits for the thread of authentication.
+    #[error("the keys for TLS could not be changed: too many hosts authenticate themselves; try again")]
+    Crowded,
     /// A reactor could not be reached, or refused.
     #[error("cannot {what}")]
     Reactor {

@@ -19,7 +19,7 @@ mod subsystem;
 mod tests;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -31,6 +31,7 @@ use penstock_bdev::reservation::{NoStore, ReservationBook};
 use penstock_bdev::{Event, EventKind, Registry, Subscription};
 use penstock_reactor::{Cx, ReactorError, ReactorHandle};
 use penstock_security::chap::Policy;
+use penstock_security::tls::Context;
 use penstock_spec::nvmf::Nqn;
 
 pub use discovery::{ReferralHosts, ReferralParams};
@@ -55,6 +56,8 @@ const SEND_TRIES_MAX: usize = 1_000_000;
 #[derive(Debug, Clone, Copy)]
 struct Portal {
     portid: u16,
+    /// Nothing is talked there without TLS.
+    secure: bool,
     /// Index of the reactor that accepts.
     reactor: usize,
 }
@@ -67,6 +70,10 @@ struct State {
     portals: BTreeMap<SocketAddr, Portal>,
     /// What hosts may agree on to authenticate themselves.
     auth_policy: Arc<Policy>,
+    /// Portals where nothing is talked without TLS.
+    secure_portids: BTreeSet<u16>,
+    /// There once it is needed.
+    tls: Option<Arc<Context>>,
     genctr: u64,
     referrals: Vec<Referral>,
     filter: DiscoveryFilter,
@@ -116,6 +123,8 @@ impl Target {
             subsystems: BTreeMap::from([(discovery.nqn, Arc::new(discovery))]),
             portals: BTreeMap::new(),
             auth_policy: Arc::default(),
+            secure_portids: BTreeSet::new(),
+            tls: None,
             genctr: 1,
             referrals: Vec::new(),
             filter: DiscoveryFilter::default(),
@@ -173,6 +182,9 @@ impl Target {
                 self.0.state.borrow_mut().options = None;
                 return Err(TargetError::reactor(what)(error));
             }
+        }
+        if self.0.state.borrow().tls.is_some() {
+            self.enable_tls().await?;
         }
         let known: Vec<_> = self.0.state.borrow().subsystems.values().cloned().collect();
         for config in known {

@@ -14,6 +14,8 @@ use crate::config::{ListenerConfig, Nsid, SubsystemConfig, SubsystemKind};
 pub struct ListenOptions {
     /// The state of all ANA groups for hosts that come by the listener; optimized where none is given.
     pub ana_state: Option<String>,
+    /// Whether nothing is talked there without TLS. All subsystems of an address have the same.
+    pub secure_channel: bool,
 }
 
 impl ListenOptions {

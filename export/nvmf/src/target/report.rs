@@ -152,6 +152,9 @@ impl Target {
                 if let (true, Some(object)) = (config.ana_reporting, params.as_object_mut()) {
                     object.insert("ana_state".to_owned(), json!(ana::name_of(listener.ana.all())));
                 }
+                if let (true, Some(object)) = (listener.secure, params.as_object_mut()) {
+                    object.insert("secure_channel".to_owned(), json!(true));
+                }
                 calls.push(("nvmf_subsystem_add_listener", params));
                 calls.extend(state_calls(config, listener));
             }

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use penstock_security::chap::Policy;
+use penstock_security::tls::Context;
+use penstock_spec::nvmf::Nqn;
 
 use super::{Target, TargetError, parse_nqn};
 use crate::auth::HostKeys;
+use crate::group::{GroupCell, TlsSettings};
 
 impl Target {
     /// `nvmf_set_config`: which hash functions and Diffie-Hellman groups hosts may authenticate themselves with, in all
@@ -43,6 +46,54 @@ impl Target {
         Arc::clone(&self.0.state.borrow().auth_policy)
     }
 
+    /// Makes TLS possible, if it is not yet, and tells the reactors which portals want it.
+    ///
+    /// # Errors
+    /// [`TargetError::Tls`]; what a reactor says.
+    pub(super) async fn enable_tls(&self) -> Result<(), TargetError> {
+        let settings = {
+            let mut state = self.0.state.borrow_mut();
+            let context = match &state.tls {
+                Some(context) => Arc::clone(context),
+                None => Arc::new(Context::new()?),
+            };
+            state.tls = Some(Arc::clone(&context));
+            Arc::new(TlsSettings { context, secure: state.secure_portids.clone() })
+        };
+        let told = self.publish(move |cx| {
+            if let Some(cell) = GroupCell::of(cx) {
+                cell.set_tls(&settings);
+            }
+        });
+        self.all(told, "enable TLS").await.map(drop)
+    }
+
+    /// Gives the worker the keys of the configuration as it is now.
+    pub(super) fn publish_psks(&self) -> Result<(), TargetError> {
+        let state = self.0.state.borrow();
+        if state.tls.is_none() {
+            return Ok(());
+        }
+        let mut psks = Vec::new();
+        for config in state.subsystems.values() {
+            for host in config.hosts.values() {
+                let psk = host.keys.as_ref().and_then(|keys| keys.psk.as_ref());
+                psks.extend(psk.into_iter().flat_map(|psk| psk.tls_psks(&host.nqn, &config.nqn)));
+            }
+        }
+        if self.0.worker.change_psks(move |known| known.configure(psks)) {
+            Ok(())
+        } else {
+            Err(TargetError::Crowded)
+        }
+    }
+
+    /// Forgets the keys that a host has made by authentications.
+    pub(super) fn forget_psks(&self, subsystem: Nqn, host: Nqn) {
+        // Too much waits: they are of no use to a host that is not let in any more.
+        self.0.worker.change_psks(move |known| known.forget(|psk| psk.is_for(&host, Some(&subsystem))));
+    }
+
     /// `nvmf_subsystem_set_keys`: other secrets for a host, or none, from its next authentication on; connections stay.
     /// The host's key for TLS is not touched.
     ///
@@ -61,6 +112,7 @@ impl Target {
             entry.keys = (!keys.is_empty()).then(|| Arc::new(keys));
             Ok(())
         })?;
+        self.forget_psks(name, host);
         self.all(answers, "change a host's keys").await.map(drop)
     }
 }

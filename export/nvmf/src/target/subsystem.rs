@@ -64,6 +64,7 @@ impl Target {
         let name = config.nqn;
         self.0.state.borrow_mut().subsystems.remove(&name);
         self.forget_reservations();
+        self.publish_psks()?;
         let mut answers = self.publish(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.remove_subsystem(&name);
@@ -153,6 +154,9 @@ impl Target {
     /// # Errors
     /// [`TargetError::Present`], [`TargetError::Full`], a name that is none.
     pub async fn add_host(&self, nqn: &str, host: &str, keys: HostKeys) -> Result<(), TargetError> {
+        if keys.psk.is_some() {
+            self.enable_tls().await?;
+        }
         let keys = (!keys.is_empty()).then(|| Arc::new(keys));
         let host = parse_nqn("host", host)?;
         let name = self.nvm_subsystem(nqn, "have a list of hosts")?.nqn;
@@ -168,6 +172,7 @@ impl Target {
             Ok(())
         })?;
         answers.extend(self.publish_discovery());
+        self.publish_psks()?;
         self.all(answers, "add a host").await.map(drop)
     }
 
@@ -182,6 +187,8 @@ impl Target {
             config.hosts.remove(&host).ok_or_else(|| missing(config, format!("host {host}")))
         })?;
         answers.extend(self.publish_discovery());
+        self.publish_psks()?;
+        self.forget_psks(name, host);
         self.all(answers, "remove a host").await.map(drop)
     }
 
@@ -230,12 +237,13 @@ impl Target {
             let owner = format!("subsystem {}", subsystem.nqn);
             return Err(TargetError::Full { what: "listeners", owner, max: LISTENERS_MAX });
         }
-        let (addr, portid) = self.open_portal(wanted).await?;
+        let secure = options.secure_channel;
+        let (addr, portid) = self.open_portal(wanted, secure).await?;
         let changed = self.change(&subsystem.nqn, |config| {
             if config.listeners.iter().any(|listener| listener.addr == addr) {
                 return Err(present(config, addr));
             }
-            config.listeners.push(ListenerConfig { ana, ..ListenerConfig::tcp(portid, addr) });
+            config.listeners.push(ListenerConfig { ana, secure, ..ListenerConfig::tcp(portid, addr) });
             Ok(())
         });
         let mut answers = match changed {
@@ -276,11 +284,11 @@ impl Target {
     }
 
     /// Listens on an address unless it is listened on already.
-    async fn open_portal(&self, wanted: SocketAddr) -> Result<(SocketAddr, u16), TargetError> {
+    async fn open_portal(&self, wanted: SocketAddr, secure: bool) -> Result<(SocketAddr, u16), TargetError> {
         let (portid, reactor) = {
             let state = self.0.state.borrow();
             if let Some(portal) = state.portals.get(&wanted) {
-                return Ok((wanted, portal.portid));
+                return same_channel(wanted, portal.secure, secure).map(|()| (wanted, portal.portid));
             }
             let used = |id: &u16| state.portals.values().any(|portal| portal.portid == *id);
             let free = (1..=u16::MAX).find(|id| !used(id)).filter(|_| state.portals.len() < PORTALS_MAX);
@@ -288,6 +296,10 @@ impl Target {
             let portid = free.ok_or(TargetError::Full { what: "portals", owner, max: PORTALS_MAX })?;
             (portid, usize::from(portid) % self.0.reactors.len().max(1))
         };
+        if secure {
+            self.0.state.borrow_mut().secure_portids.insert(portid);
+            self.enable_tls().await?;
+        }
         let what = format!("listen on {wanted}");
         let Some(handle) = self.0.reactors.get(reactor) else {
             return Err(TargetError::NoTransport { trtype: "TCP".to_owned() });
@@ -299,7 +311,7 @@ impl Target {
             })
             .await;
         let addr = listening.and_then(|addr| addr).map_err(TargetError::reactor(what))?;
-        self.0.state.borrow_mut().portals.insert(addr, Portal { portid, reactor });
+        self.0.state.borrow_mut().portals.insert(addr, Portal { portid, reactor, secure });
         Ok((addr, portid))
     }
 
@@ -312,7 +324,11 @@ impl Target {
             if used {
                 return Ok(());
             }
-            state.portals.remove(&addr)
+            let portal = state.portals.remove(&addr);
+            if let Some(portal) = portal {
+                state.secure_portids.remove(&portal.portid);
+            }
+            portal
         };
         let Some((portal, handle)) = portal.and_then(|p| Some((p, self.0.reactors.get(p.reactor)?))) else {
             return Ok(());
@@ -347,6 +363,15 @@ impl Target {
     pub fn subsystem_names(&self) -> Vec<Nqn> {
         self.0.state.borrow().subsystems.keys().copied().collect()
     }
+}
+
+/// An address has TLS for all subsystems that are reached there, or for none.
+fn same_channel(addr: SocketAddr, has: bool, wanted: bool) -> Result<(), TargetError> {
+    if has == wanted {
+        return Ok(());
+    }
+    let allowed = format!("{has}, as for the other subsystems at {addr}");
+    Err(TargetError::Invalid { parameter: "secure_channel", value: wanted.to_string(), allowed })
 }
 
 /// The NSID asked for, or the first free one.

@@ -212,6 +212,14 @@ impl Lane {
         self.0.borrow_mut().done.pop_front()
     }
 
+    /// Whether nothing waits but for disks: no batch, no read without a buffer, no ended I/O.
+    #[must_use]
+    pub fn is_resting(&self) -> bool {
+        let core = self.0.borrow();
+        let reads = core.free_reads.len() == core.reads.len();
+        core.log.is_idle() && core.done.is_empty() && reads && core.acks.is_empty()
+    }
+
     /// How full it is.
     #[must_use]
     pub fn usage(&self) -> Usage {

@@ -17,6 +17,7 @@
 
 pub mod alloc;
 pub mod crc;
+pub mod driver;
 pub mod egroup;
 pub mod flow;
 pub mod format;

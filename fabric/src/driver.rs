@@ -1,0 +1,163 @@
+//! Moving a lane's I/O to the channels of real bdevs and back: the glue between the machines and a reactor.
+//!
+//! A [`Channels`] has one channel per disk of the pool, where it is plugged in; blocks of 4 KiB become the bdev's own. A
+//! [`LaneDriver`] is the poller of one lane: hosts' I/O goes to its [`Lane`] on the same reactor and is polled from there.
+
+use penstock_bdev::{BdevChannel, Busy, Io};
+use penstock_reactor::{Cx, Poller, Rest, Tick};
+
+use crate::flow::{DiskIo, Flow};
+use crate::id::{BLOCK_BYTES, DiskNo};
+use crate::lane::Lane;
+
+/// Ended I/Os that one turn takes from a channel at most.
+const POLL_BUDGET: usize = 128;
+
+/// Something that has I/O for disks: the mouth of control flows, or a lane.
+pub trait Port {
+    /// The next I/O for a disk.
+    fn take_out(&self) -> Option<DiskIo>;
+    /// Puts back what a disk did not take.
+    fn put_back(&self, io: DiskIo);
+    /// Takes back an I/O that ended.
+    fn complete(&self, io: DiskIo);
+}
+
+impl Port for Flow {
+    fn take_out(&self) -> Option<DiskIo> {
+        Self::take_out(self)
+    }
+
+    fn put_back(&self, io: DiskIo) {
+        Self::put_back(self, io);
+    }
+
+    fn complete(&self, io: DiskIo) {
+        let foreign = Self::complete(self, io);
+        assert!(foreign.is_none(), "an I/O of a machine came back to a flow");
+    }
+}
+
+impl Port for Lane {
+    fn take_out(&self) -> Option<DiskIo> {
+        Self::take_out(self)
+    }
+
+    fn put_back(&self, io: DiskIo) {
+        Self::put_back(self, io);
+    }
+
+    fn complete(&self, io: DiskIo) {
+        Self::complete(self, io);
+    }
+}
+
+/// This reactor's channels to the disks of a pool, by where they are plugged in.
+#[derive(Debug)]
+pub struct Channels {
+    channels: Vec<BdevChannel>,
+    done: Vec<Box<Io>>,
+}
+
+impl Channels {
+    /// Over the channels of all disks, in the order of where they are plugged in.
+    #[must_use]
+    pub fn new(channels: Vec<BdevChannel>) -> Self {
+        Self { channels, done: Vec::with_capacity(POLL_BUDGET) }
+    }
+
+    /// Blocks of 4 KiB of each disk, with where it is plugged in.
+    #[must_use]
+    pub fn plugged(&self) -> Vec<(DiskNo, u64)> {
+        let blocks = |channel: &BdevChannel| channel.shared().blocks() / u64::from(scale(channel));
+        (0..).map(DiskNo).zip(self.channels.iter().map(blocks)).collect()
+    }
+
+    /// I/Os under way. A channel must not be dropped before there is none.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.channels.iter().map(BdevChannel::in_flight).sum()
+    }
+
+    /// Moves what `port` has to the disks and what these have ended back; returns how many I/Os moved.
+    ///
+    /// # Panics
+    /// When an I/O is for a disk that is not there: whoever opened the lane gave it other disks.
+    pub fn turn(&mut self, port: &impl Port, now: Tick) -> usize {
+        let mut moved = 0;
+        for (number, channel) in self.channels.iter_mut().enumerate() {
+            let scale = scale(channel);
+            channel.poll(now, POLL_BUDGET, &mut self.done);
+            moved += self.done.len();
+            for mut io in self.done.drain(..) {
+                io.lba.0 /= u64::from(scale);
+                io.blocks /= scale;
+                port.complete(DiskIo { disk: DiskNo(u16::try_from(number).unwrap_or(u16::MAX)), io });
+            }
+        }
+        while let Some(DiskIo { disk, mut io }) = port.take_out() {
+            let Some(channel) = self.channels.get_mut(usize::from(disk.0)) else {
+                panic!("there is no disk {}", disk.0)
+            };
+            let scale = scale(channel);
+            io.lba.0 *= u64::from(scale);
+            io.blocks *= scale;
+            if let Err(Busy(mut io)) = channel.submit(io, now) {
+                io.lba.0 /= u64::from(scale);
+                io.blocks /= scale;
+                port.put_back(DiskIo { disk, io });
+                break;
+            }
+            moved += 1;
+        }
+        moved
+    }
+
+    /// Whether the core may sleep as far as the disks go.
+    #[must_use]
+    pub fn rest(&self, now: Tick) -> Rest {
+        let mut rest = Rest::UntilWoken;
+        for channel in &self.channels {
+            rest = match (rest, channel.rest(now)) {
+                (Rest::Never, _) | (_, Rest::Never) => Rest::Never,
+                (Rest::Until(one), Rest::Until(other)) => Rest::Until(one.min(other)),
+                (Rest::Until(at), Rest::UntilWoken) | (Rest::UntilWoken, Rest::Until(at)) => Rest::Until(at),
+                (Rest::UntilWoken, Rest::UntilWoken) => Rest::UntilWoken,
+            };
+        }
+        rest
+    }
+}
+
+/// Blocks of the bdev in one of 4 KiB.
+fn scale(channel: &BdevChannel) -> u32 {
+    let block = channel.shared().block_bytes();
+    u32::try_from(BLOCK_BYTES).unwrap_or(u32::MAX) / block
+}
+
+/// The poller of one lane.
+#[derive(Debug)]
+pub struct LaneDriver {
+    lane: Lane,
+    channels: Channels,
+}
+
+impl LaneDriver {
+    /// A poller that serves `lane` by `channels`. The lane's [`Lane::background`] is to be spawned beside it.
+    #[must_use]
+    pub fn new(lane: Lane, channels: Channels) -> Self {
+        Self { lane, channels }
+    }
+}
+
+impl Poller for LaneDriver {
+    fn poll(&mut self, _cx: &Cx, now: Tick) -> usize {
+        self.lane.turn();
+        self.channels.turn(&self.lane, now)
+    }
+
+    fn rest(&mut self, now: Tick) -> Rest {
+        // What waits in the lane without I/O under way was submitted in this turn, by a poller that is awake.
+        if self.lane.is_resting() { self.channels.rest(now) } else { Rest::Never }
+    }
+}

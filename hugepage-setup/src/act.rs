@@ -96,6 +96,10 @@ impl Record {
         let mut steps = Vec::new();
         for step in self.steps.iter().rev() {
             let Step::Write { path, value, before } = step else { continue };
+            if !root.exists(path) {
+                // It was pulled out since; there is nothing to put back.
+                continue;
+            }
             if let Some(device) = path.strip_suffix("/driver_override") {
                 let address = device.rsplit('/').next().unwrap_or_default();
                 // Where vfio-pci still has it, it goes back to the driver that the kernel finds for it.
@@ -160,6 +164,19 @@ mod tests {
         record.undo(&root).unwrap();
         assert_eq!((root.text("/sys/a").unwrap(), root.text("/sys/b").unwrap()), ("1".into(), "x".into()));
         assert_eq!(Record::read(&root).unwrap(), Record::default());
+    }
+
+    #[test]
+    fn what_was_pulled_out_since_is_passed_over() {
+        let root = tree("pulled", &[("sys/a", "1"), ("sys/d/driver_override", "")]);
+        let steps = [
+            Step::write("/sys/a".into(), "2", "1"),
+            Step::write("/sys/d/driver_override".into(), "vfio-pci", ""),
+        ];
+        Record::apply(&root, &steps).unwrap();
+        std::fs::remove_dir_all(root.path("/sys/d")).unwrap();
+        Record::read(&root).unwrap().undo(&root).unwrap();
+        assert_eq!(root.text("/sys/a").unwrap(), "1");
     }
 
     #[test]

@@ -4,10 +4,12 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use penstock_tests::guest::{Guest, Kernel, Machine};
 use penstock_tests::paths::Scratch;
 use serde_json::json;
@@ -34,20 +36,27 @@ fn boot(args: Vec<String>) -> Result<Guest> {
         .modules(&["vfio-pci", "vfio_iommu_type1"])
         .program("penstockd")?
         .program("penstock")?
+        .program("penstock-hugepage-setup")?
         .boot()?;
     guest.run(SETUP)?;
     Ok(guest)
 }
 
-/// Gives every NVMe function to vfio-pci, and starts the daemon.
+/// Sees that a mounted device is refused, gives every NVMe device and some hugepages away, and starts the daemon.
 const SETUP: &str = "
-    modprobe vfio-pci; modprobe vfio_iommu_type1; modprobe nvme-tcp
-    for dev in /sys/bus/pci/devices/*; do
-        [ $(cat $dev/class) = 0x010802 ] || continue
-        echo vfio-pci >$dev/driver_override
-        [ -e $dev/driver ] && echo ${dev##*/} >$dev/driver/unbind
-        echo ${dev##*/} >/sys/bus/pci/drivers_probe
-    done
+    eventually 20 sh -c 'ls -d /sys/bus/pci/devices/0000:00:05.0/nvme/nvme*/nvme*n*'
+    disk=/dev/$(basename $(ls -d /sys/bus/pci/devices/0000:00:05.0/nvme/nvme*/nvme*n* | head -n 1))
+    eventually 20 test -b $disk
+    mkfs.ext4 -q $disk && mount $disk /mnt
+    if penstock-hugepage-setup plan --bind 0000:00:05.0 >/run/refused; then cat /run/refused; exit 1; fi
+    grep 'mounted on /mnt' /run/refused
+    umount /mnt
+    penstock-hugepage-setup apply --bind class:nvme --hugepages 2M=48
+    [ $(readlink /sys/bus/pci/devices/0000:00:05.0/driver | sed 's,.*/,,') = nvme ] # a dry run
+    penstock-hugepage-setup apply --bind class:nvme --hugepages 2M=48 --yes
+    [ $(cat /proc/sys/vm/nr_hugepages) = 48 ]
+    penstock-hugepage-setup status --json
+    modprobe nvme-tcp
     penstockd --socket /run/p.sock --reactors 2 >/run/penstockd.log 2>&1 &
     echo $! >/run/penstockd.pid
     eventually 20 penstock --socket /run/p.sock rpc spdk_get_version '{}'";
@@ -152,5 +161,98 @@ fn a_controller_with_two_namespaces_of_both_block_lengths_serves_the_guests_own_
     let log = guest.run("cat /run/penstockd.log; ls /sys/bus/pci/drivers/vfio-pci")?;
     assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
     assert!(Path::new(&first).exists());
+    Ok(())
+}
+
+/// Gives QEMU a command of its machine protocol.
+fn qmp(socket: &Path, command: &str, arguments: serde_json::Value) -> Result<()> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(LONG))?;
+    let mut stream = BufReader::new(stream);
+    for said in [json!({"execute": "qmp_capabilities"}), json!({"execute": command, "arguments": arguments})]
+    {
+        writeln!(stream.get_mut(), "{said}")?;
+        let mut line = String::new();
+        // Greetings and events come between.
+        while !line.contains("\"return\"") {
+            line.clear();
+            ensure!(stream.read_line(&mut line)? > 0, "QEMU hung up");
+            ensure!(!line.contains("\"error\""), "QEMU refuses {said}: {line}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_device_that_fails_is_reset_or_is_pulled_out_harms_only_its_own_io() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let (bad, pulled, socket) =
+        (disk(&scratch, "bad", 64), disk(&scratch, "pulled", 64), scratch.join("qmp"));
+    let rules = scratch.join("blkdebug");
+    // The block at 32 MiB cannot be read.
+    std::fs::write(
+        &rules,
+        "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nsector = \"65536\"\nonce = \"off\"\n",
+    )?;
+    let mut args = machine();
+    args.extend([
+        "-qmp".into(),
+        format!("unix:{},server=on,wait=off", socket.display()),
+        "-blockdev".into(),
+        format!("driver=file,node-name=f0,filename={bad}"),
+        "-blockdev".into(),
+        format!("driver=blkdebug,node-name=d0,image=f0,config={}", rules.display()),
+        "-blockdev".into(),
+        "driver=raw,node-name=r0,file=d0".into(),
+        "-device".into(),
+        "nvme,drive=r0,serial=BAD,addr=5".into(),
+        "-device".into(),
+        "pcie-root-port,id=rp1,chassis=1,slot=1,addr=6".into(),
+        "-drive".into(),
+        format!("file={pulled},if=none,id=p0,format=raw,cache=none"),
+        "-device".into(),
+        "nvme,drive=p0,serial=PULLED,bus=rp1,id=hp0".into(),
+    ]);
+    let mut guest = boot(args)?;
+    let pulled_at = guest
+        .run("for d in /sys/bus/pci/devices/*; do [ $(cat $d/class) = 0x010802 ] && echo ${d##*/}; done")?;
+    let pulled_at = pulled_at.split_whitespace().find(|slot| *slot != "0000:00:05.0").unwrap().to_owned();
+    attach(&mut guest, "Bad", "0000:00:05.0")?;
+    attach(&mut guest, "Pulled", &pulled_at)?;
+    export(&mut guest, &["Badn1", "Pulledn1"])?;
+
+    // An error of the medium is that read's alone.
+    let script = "dev=$(ns 1)
+        if dd if=$dev of=/dev/null bs=4096 skip=8192 count=1 iflag=direct; then echo read; exit 1; fi
+        dd if=$dev of=/dev/null bs=4096 skip=8200 count=1 iflag=direct";
+    guest.run(script)?;
+
+    // Resets under load.
+    let job = guest.start(&verify(1, 16, 7))?;
+    for _ in 0..5 {
+        guest.run(&format!("sleep 0.3\n{}", rpc("bdev_nvme_reset_controller", json!({"name": "Bad"}))))?;
+    }
+    guest.finish(job, LONG)?;
+    let report = guest.run(&rpc("bdev_nvme_get_controllers", json!({"name": "Bad"})))?;
+    assert!(report.contains("\"resets\": 5") && report.contains("\"enabled\""), "{report}");
+
+    // Pulled out while it is read from.
+    let job = guest.start("fio --name=pull --filename=$(ns 2) --rw=randread --bs=4k --iodepth=8 --ioengine=libaio --direct=1 --time_based --runtime=60 || true")?;
+    guest.run("sleep 2")?;
+    qmp(&socket, "device_del", json!({"id": "hp0"}))?;
+    guest.run_for(
+        LONG,
+        "eventually 60 sh -c '! penstock --socket /run/p.sock rpc bdev_get_bdevs {} | grep -q Pulledn1'
+         eventually 20 sh -c '! penstock --socket /run/p.sock rpc bdev_nvme_get_controllers {} | grep -q PULLED'",
+    )?;
+    guest.finish(job, LONG)?;
+    guest.run_for(LONG, &verify(1, 8, 8))?;
+    guest.run("nvme disconnect-all; kill $(cat /run/penstockd.pid); eventually 20 sh -c '! kill -0 $(cat /run/penstockd.pid) 2>/dev/null'")?;
+    let log = guest.run("cat /run/penstockd.log")?;
+    assert!(!log.contains("panicked"), "{log}");
+    // What apply gave away, undo takes back: the kernel's driver has the device again.
+    guest.run(
+        "penstock-hugepage-setup undo --yes; eventually 20 test -e /sys/bus/pci/drivers/nvme/0000:00:05.0",
+    )?;
     Ok(())
 }

@@ -45,7 +45,7 @@ fn boot(args: Vec<String>) -> Result<Guest> {
 /// Sees that a mounted device is refused, gives every NVMe device and some hugepages away, and starts the daemon.
 const SETUP: &str = "
     eventually 20 sh -c 'ls -d /sys/bus/pci/devices/0000:00:05.0/nvme/nvme*/nvme*n*'
-    disk=/dev/$(basename $(ls -d /sys/bus/pci/devices/0000:00:05.0/nvme/nvme*/nvme*n* | head -n 1))
+    disk=/dev/$(basename $(ls -d /sys/bus/pci/devices/0000:00:05.0/nvme/nvme*/nvme*n* | head -n 1) | sed 's,c[0-9]*n,n,')
     eventually 20 test -b $disk
     mkfs.ext4 -q $disk && mount $disk /mnt
     if penstock-hugepage-setup plan --bind 0000:00:05.0 >/run/refused; then cat /run/refused; exit 1; fi

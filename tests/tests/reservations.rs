@@ -1,4 +1,5 @@
 //! Reservations and the daemon's life: what a host wanted to persist is there after a `kill -9`, and nothing else is.
+#![expect(clippy::indexing_slicing, reason = "a test: its structures have the lengths that it asked for")]
 
 use anyhow::{Context, Result, ensure};
 use penstock_tests::initiator::{Host, Queue};
@@ -21,8 +22,16 @@ fn reserve(queue: &mut Queue, opcode: u8, dw10: u32, first: u64, second: u64) ->
     Ok(queue.completion()?.status)
 }
 
-/// What a Reservation Report says: type, whether all persists, and key and state of each registrant.
-fn report(queue: &mut Queue) -> Result<(u8, bool, Vec<(u64, bool)>)> {
+/// What a Reservation Report says.
+#[derive(Debug, PartialEq)]
+struct Report {
+    kind: u8,
+    persists: bool,
+    /// Each registrant's key, and whether it holds the reservation.
+    registrants: Vec<(u64, bool)>,
+}
+
+fn report(queue: &mut Queue) -> Result<Report> {
     let mut command = [0; 64];
     command[..2].copy_from_slice(&[0x0e, 0x40]);
     command[4] = 1;
@@ -33,10 +42,11 @@ fn report(queue: &mut Queue) -> Result<(u8, bool, Vec<(u64, bool)>)> {
     queue.submit(&mut command, &[])?;
     let data = queue.receive_read()?;
     ensure!(data.len() == REPORT_BYTES, "a report of {} bytes", data.len());
-    let registrants = data[64..].chunks_exact(64).take(u16::from_le_bytes([data[5], data[6]]).into());
+    let count = u16::from_le_bytes([data[5], data[6]]);
     let key = |one: &[u8]| anyhow::Ok(u64::from_le_bytes(one[8..16].try_into().context("a key")?));
-    let all = registrants.map(|one| anyhow::Ok((key(one)?, one[2] == 1))).collect::<Result<_>>()?;
-    Ok((data[4], data[9] == 1, all))
+    let registrants = data[64..].chunks_exact(64).take(count.into());
+    let registrants = registrants.map(|one| Ok((key(one)?, one[2] == 1))).collect::<Result<_>>()?;
+    Ok(Report { kind: data[4], persists: data[9] == 1, registrants })
 }
 
 #[test]
@@ -51,13 +61,15 @@ fn what_is_to_persist_is_there_after_a_kill_and_nothing_else_is() -> Result<()> 
         let acquired = reserve(&mut host.io, 0x11, EXCLUSIVE_ACCESS << 8, KEY, 0)?;
         ensure!(acquired == 0, "acquiring: status {acquired:#06x}");
         let before = report(&mut host.io)?;
-        ensure!(before == (2, persist, vec![(KEY, true)]), "before the kill: {before:x?}");
+        let held = Report { kind: 2, persists: persist, registrants: vec![(KEY, true)] };
+        ensure!(before == held, "before the kill: {before:x?}");
         drop(host);
         target.daemon().kill()?;
         target.daemon().restart()?;
         let mut host = Host::connect(target.port(), target.nqn())?;
         let after = report(&mut host.io)?;
-        let expected = if persist { before } else { (0, false, Vec::new()) };
+        let nothing = Report { kind: 0, persists: false, registrants: Vec::new() };
+        let expected = if persist { held } else { nothing };
         ensure!(after == expected, "after the kill: {after:x?}, not {expected:x?}");
     }
     Ok(())

@@ -224,7 +224,7 @@ fn every_method_names_an_unknown_parameter_and_a_wrong_type() {
         ),
         ("nvmf_create_transport", json!({"trtype": "RDMA"}), -32602, "RDMA"),
         ("nvmf_create_transport", json!({"trtype": "TCP", "zcopy": true}), -32602, "zcopy"),
-        ("framework_get_config", json!({"name": "iscsi"}), -19, "iscsi"),
+        ("framework_get_config", json!({"name": "nowhere"}), -19, "nowhere"),
         ("log_set_level", json!({"level": "LOUD"}), -32602, "LOUD"),
         ("penstock_reactor_set_poll_mode", json!({"reactor": 9, "mode": "busy"}), -19, "reactor 9"),
         ("framework_start_init", json!({}), -1, "framework_start_init"),

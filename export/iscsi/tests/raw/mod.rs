@@ -466,7 +466,7 @@ impl Client {
         let (mut read, mut r2ts, mut data_ins) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             let pdu = self.recv();
-            assert_eq!(pdu.bhs.itt.get(), itt, "{pdu:?}");
+            assert_eq!(pdu.bhs.itt.get(), itt, "{:?}", pdu.bhs);
             match pdu.opcode() {
                 Opcode::R2T => {
                     let r2t = R2tHdr::read_from_bytes(pdu.bhs.as_bytes()).unwrap();
@@ -487,6 +487,28 @@ impl Client {
                     return Outcome { status: pdu.status(), data: read, last: pdu, r2ts, data_ins };
                 }
                 other => panic!("{other} while a command is under way"),
+            }
+        }
+    }
+
+    /// Takes PDUs until the reads with those tags have ended well, in any order, each with `len` bytes.
+    pub fn finish_reads(&mut self, tags: &[u32], len: usize) {
+        let mut left: std::collections::BTreeMap<u32, usize> = tags.iter().map(|tag| (*tag, len)).collect();
+        while !left.is_empty() {
+            let pdu = self.recv();
+            let tag = pdu.bhs.itt.get();
+            let missing = left.get_mut(&tag).unwrap_or_else(|| panic!("nobody asked for {:?}", pdu.bhs));
+            let ended = match pdu.opcode() {
+                Opcode::DATA_IN => {
+                    *missing = missing.checked_sub(pdu.data.len()).expect("no more than was asked for");
+                    DataInHdr::read_from_bytes(pdu.bhs.as_bytes()).unwrap().flags & DataInHdr::STATUS != 0
+                }
+                Opcode::SCSI_RESPONSE => true,
+                other => panic!("{other} while reads are under way"),
+            };
+            if ended {
+                assert_eq!((pdu.status(), *missing), (0, 0), "{:?}", pdu.bhs);
+                left.remove(&tag);
             }
         }
     }

@@ -1,14 +1,13 @@
 //! Egroups: put together in memory, written once; read extent by extent, every block of it verified.
 
-mod cache;
+use std::rc::Rc;
 
 use penstock_bdev::{IoStatus, Op};
 use penstock_reactor::mem::Buf;
 use uuid::Uuid;
 use zerocopy::little_endian::{U16, U32, U64};
 
-pub use cache::{Header, HeaderCache};
-
+use crate::clock::Clock;
 use crate::crc::crc32c;
 use crate::flow::{DiskError, Flow, buffer};
 use crate::format::FormatError;
@@ -24,6 +23,15 @@ use crate::state::Egroup;
 /// Blocks of one device write at most.
 const CHUNK_BLOCKS: usize = 256;
 const SECTORS_PER_BLOCK: usize = BLOCK_BYTES / SECTOR_BYTES;
+
+/// A checked header part.
+pub type Header = HeaderPart<Buf>;
+
+/// Header parts in memory (4 to 40 KiB each), with the generation that each is of.
+pub type HeaderCache = Clock<EgroupId, (Generation, Rc<Header>)>;
+
+/// Header parts that a cache needs room for at least.
+pub const HEADERS_MIN: usize = 8;
 
 /// Whose egroups they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,13 +12,12 @@
 //! Invariants: a leaf's runs are in order, do not overlap, and lie in the range that the leaf covers; a run is inside of one
 //! extent; neighbours that continue each other are one run, unless a leaf ends between them; no node but an empty root is empty.
 
-mod cache;
 mod edit;
 mod page;
 
+use crate::clock::Clock;
 use crate::id::{EgroupId, ExtentNo, VBlock};
 
-pub use cache::NodeCache;
 pub use edit::{Dead, Edit, Target};
 pub use page::Page;
 
@@ -32,6 +31,20 @@ pub struct NodeRef {
     /// The CRC in the node's prefix.
     pub crc: u32,
 }
+
+impl NodeRef {
+    /// What a cache knows it by.
+    #[must_use]
+    pub fn key(&self) -> (EgroupId, ExtentNo) {
+        (self.egroup, self.extent)
+    }
+}
+
+/// Stored nodes in memory (4 KiB each).
+pub type NodeCache = Clock<(EgroupId, ExtentNo), Page>;
+
+/// Nodes that a cache needs room for at least: a path of every level, several times.
+pub const NODES_MIN: usize = 64;
 
 /// A map: its root node and that node's level; `None` is the empty map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -75,14 +88,14 @@ pub fn lookup(cache: &NodeCache, root: Root, block: VBlock) -> Result<Found, Mis
     let Some(mut node) = root.node else { return Ok(Found::Hole { blocks: u64::MAX - block.0 }) };
     let mut high = u64::MAX;
     for _ in 0..root.level {
-        let page = cache.get(&node).ok_or(Miss(node))?;
+        let page = cache.get(&node.key()).ok_or(Miss(node))?;
         let at = page.child_of(block);
         if let Some(next) = page.inner(at + 1) {
             high = high.min(next.block.get());
         }
         node = page.inner(at).and_then(|entry| entry.stored()).ok_or(Miss(node))?;
     }
-    let page = cache.get(&node).ok_or(Miss(node))?;
+    let page = cache.get(&node.key()).ok_or(Miss(node))?;
     Ok(page.find(block, high))
 }
 

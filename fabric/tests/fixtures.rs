@@ -18,7 +18,7 @@ use penstock_fabric::id::{
     BLOCK_BYTES, DiskBlock, DiskNo, EgroupId, ExtentNo, Generation, LaneNo, SegmentNo, ShardId, VBlock,
 };
 use penstock_fabric::log::{Log, LogPlace, LogPosition, Record};
-use penstock_fabric::map::{Edit, Found, NodeCache, NodeRef, Page, Root, Target, lookup};
+use penstock_fabric::map::{Edit, Found, NODES_MIN, NodeCache, NodeRef, Page, Root, Target, lookup};
 use uuid::Uuid;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -130,7 +130,7 @@ fn a_leaf_and_an_inner_node_of_a_map() {
         Identity { magic: Magic::NODE, pool: POOL, disk: 0, lane: LaneNo(2), address, sequence }
     };
     let mut edit = Edit::new(Root::default());
-    let mut cache = NodeCache::new(0);
+    let mut cache = NodeCache::new(NODES_MIN);
     for number in 0..200_u16 {
         let target = Target { egroup: EgroupId(7), extent: ExtentNo(number), first: 1 };
         edit.replace(&cache, VBlock(u64::from(number) * 10), 3, Some(target)).unwrap();
@@ -148,7 +148,7 @@ fn a_leaf_and_an_inner_node_of_a_map() {
     pinned("map_leaf", nodes[0].1.bytes());
     pinned("map_inner", nodes[2].1.bytes());
     for (node, page) in &nodes {
-        cache.insert(node, Page::parse(&node_identity(node), node.crc, page.bytes()).unwrap());
+        cache.insert(node.key(), Page::parse(&node_identity(node), node.crc, page.bytes()).unwrap());
     }
     let found = lookup(&cache, root, VBlock(1991)).unwrap();
     assert_eq!(found, Found::Run { egroup: EgroupId(7), extent: ExtentNo(199), first: 2, blocks: 2 });

@@ -175,7 +175,7 @@ impl Lane {
             if marks.insert((node.egroup, node.extent), 1).is_some() {
                 continue;
             }
-            let cached = self.0.borrow().nodes.get(&node).cloned();
+            let cached = self.0.borrow().nodes.get(&node.key()).cloned();
             let page: Page = match cached {
                 Some(page) => page,
                 None => self.node(node).await?,

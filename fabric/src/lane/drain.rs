@@ -69,7 +69,7 @@ impl Lane {
         let mut core = self.0.borrow_mut();
         core.tables.pop_drained();
         for (node, page) in drain.pages {
-            core.nodes.insert(&node, page);
+            core.nodes.insert(node.key(), page);
         }
         core.wake();
         Ok(true)
@@ -98,7 +98,7 @@ impl Lane {
         self.commit(&turn, ops).await?;
         let mut core = self.0.borrow_mut();
         for (node, page) in drain.pages {
-            core.nodes.insert(&node, page);
+            core.nodes.insert(node.key(), page);
         }
         Ok(())
     }
@@ -226,7 +226,7 @@ impl Lane {
         let bytes = read_piece(&self.1, node.egroup, &header, node.extent, &piece, at).await?;
         let damaged = |_| ReadError::Checksum { id: node.egroup, extent: node.extent };
         let page = Page::parse(&owner.node_identity(&node), node.crc, &bytes).map_err(damaged)?;
-        self.0.borrow_mut().nodes.insert(&node, page.clone());
+        self.0.borrow_mut().nodes.insert(node.key(), page.clone());
         Ok(page)
     }
 
@@ -234,13 +234,13 @@ impl Lane {
     pub(super) async fn header(&self, id: EgroupId, egroup: &Egroup) -> Result<Rc<Header>, ReadError> {
         let (owner, at, cached) = {
             let core = self.0.borrow();
-            (core.owner, core.at(egroup.disk), core.headers.get(id, egroup.generation))
+            (core.owner, core.at(egroup.disk), core.cached_header(id, egroup.generation))
         };
         if let Some(header) = cached {
             return Ok(header);
         }
         let header = Rc::new(read_header(&self.1, &owner, id, egroup, at).await?);
-        self.0.borrow_mut().headers.insert(id, egroup.generation, Rc::clone(&header));
+        self.0.borrow_mut().headers.insert(id, (egroup.generation, Rc::clone(&header)));
         Ok(header)
     }
 
@@ -360,6 +360,12 @@ impl Drain {
 impl Core {
     pub(super) fn at(&self, disk: DiskNo) -> DiskNo {
         self.disks.get(usize::from(disk.0)).map_or(disk, |disk| disk.at)
+    }
+
+    /// The header part of that generation, if it is in memory.
+    pub(super) fn cached_header(&self, id: EgroupId, generation: Generation) -> Option<Rc<Header>> {
+        let (of, header) = self.headers.get(&id)?;
+        (*of == generation).then(|| Rc::clone(header))
     }
 
     fn oldest_table(&self) -> Option<TableWork> {

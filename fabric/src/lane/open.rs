@@ -11,13 +11,13 @@ use super::commit::ops_of;
 use super::tables::Tables;
 use super::{Core, Lane, LaneOptions, LanePlace, checkpoint};
 use crate::alloc::Free;
-use crate::egroup::{HeaderCache, Owner};
+use crate::egroup::{HEADERS_MIN, HeaderCache, Owner};
 use crate::flow::{DiskError, Flow};
 use crate::format::checkpoint::{MetaKind, MetaOp};
 use crate::format::log::{RECORD_CONTINUED, RECORD_MORE, RecordHeader, RecordKind};
 use crate::id::{BLOCK_BYTES, DiskNo, EgroupId, LaneNo, Lsn, ShardId, index};
 use crate::log::{Log, ReplayError, replay};
-use crate::map::NodeCache;
+use crate::map::{NODES_MIN, NodeCache};
 use crate::state::{State, StateError};
 
 /// Why a lane cannot be opened.
@@ -145,8 +145,8 @@ impl Lane {
             unrecorded: Vec::new(),
             next_disk: 0,
             tables,
-            nodes: NodeCache::new(options.nodes),
-            headers: HeaderCache::new(options.headers),
+            nodes: NodeCache::new(options.nodes.max(NODES_MIN)),
+            headers: HeaderCache::new(options.headers.max(HEADERS_MIN)),
             reads: (0..options.reads).map(|_| None).collect(),
             free_reads: (0..options.reads).rev().collect(),
             read_ios: (0..options.reads).map(|_| Io::boxed()).collect(),

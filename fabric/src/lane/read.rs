@@ -123,7 +123,7 @@ impl Core {
                     return Ok(());
                 }
                 match parse_header(&self.owner, id, &egroup, buf) {
-                    Ok(header) => self.headers.insert(id, egroup.generation, Rc::new(header)),
+                    Ok(header) => self.headers.insert(id, (egroup.generation, Rc::new(header))),
                     Err(error) => return Err(self.damaged(error.status())),
                 }
             }
@@ -131,7 +131,7 @@ impl Core {
                 let sound = verify(&header, &piece, &buf);
                 let page = Page::parse(&self.owner.node_identity(&node), node.crc, &buf);
                 match page {
-                    Ok(page) if sound => self.nodes.insert(&node, page),
+                    Ok(page) if sound => self.nodes.insert(node.key(), page),
                     _ => return Err(self.damaged(IoStatus::ChecksumError)),
                 }
             }
@@ -253,7 +253,7 @@ impl Core {
         let Some(egroup) = self.state.egroups.get(&node.egroup).copied() else {
             return Next::Failed(IoStatus::Internal);
         };
-        let Some(header) = self.headers.get(node.egroup, egroup.generation) else {
+        let Some(header) = self.cached_header(node.egroup, egroup.generation) else {
             return self.fetch_header(slot, node.egroup);
         };
         let Some(piece) = piece(&egroup, &header, node.extent, 0, 1) else {
@@ -275,7 +275,7 @@ impl Core {
         let Some(egroup) = self.state.egroups.get(&id).copied() else {
             return Next::Failed(IoStatus::Internal);
         };
-        let Some(header) = self.headers.get(id, egroup.generation) else {
+        let Some(header) = self.cached_header(id, egroup.generation) else {
             return self.fetch_header(slot, id);
         };
         let piece = piece(&egroup, &header, extent, first, blocks);

@@ -160,7 +160,7 @@ impl Edit {
 
     fn page<'a>(&'a self, cache: &'a NodeCache, link: Link) -> Result<&'a Page, Miss> {
         match link {
-            Link::Stored(node) => cache.get(&node).ok_or(Miss(node)),
+            Link::Stored(node) => cache.get(&node.key()).ok_or(Miss(node)),
             Link::Dirty(number) => match self.dirty.get(index(number)) {
                 Some(page) => Ok(page),
                 None => panic!("there is no changed node {number}"),
@@ -206,7 +206,9 @@ impl Edit {
             let number = match step.link {
                 Link::Dirty(number) => number,
                 Link::Stored(node) => {
-                    let Some(page) = cache.get(&node) else { panic!("a node left the cache meanwhile") };
+                    let Some(page) = cache.get(&node.key()) else {
+                        panic!("a node left the cache meanwhile")
+                    };
                     let number = self.add(page.clone());
                     self.dead.push(Dead { egroup: node.egroup, blocks: 1 });
                     match parent {

@@ -24,13 +24,19 @@ fn identity_of(node: &NodeRef) -> Identity {
 
 impl Bench {
     fn new() -> Self {
-        Self { cache: NodeCache::new(0), stored: BTreeMap::new(), root: Root::default(), next: 1, misses: 0 }
+        Self {
+            cache: NodeCache::new(NODES_MIN),
+            stored: BTreeMap::new(),
+            root: Root::default(),
+            next: 1,
+            misses: 0,
+        }
     }
 
     fn fetch(&mut self, miss: Miss) {
         self.misses += 1;
         let page = Page::parse(&identity_of(&miss.0), miss.0.crc, &self.stored[&miss.0]).unwrap();
-        self.cache.insert(&miss.0, page);
+        self.cache.insert(miss.0.key(), page);
     }
 
     fn replace(&mut self, edit: &mut Edit, mut block: u64, mut blocks: u64, mut target: Option<Target>) {

@@ -20,7 +20,8 @@ pub struct Caps {
     pub native_ops: u16,
     /// Blocks of one I/O at most; larger ones are split above the module. 0: any number.
     pub io_blocks_max: u32,
-    /// An I/O that crosses a multiple of so many blocks is split above the module. 0: no boundary.
+    /// An I/O with data, or a copy, that crosses a multiple of so many blocks is split above the module; unmap and write
+    /// zeroes are not. 0: no boundary.
     pub boundary_blocks: u32,
     /// The length, in blocks, at which it works best. 0: unknown.
     pub optimal_blocks: u32,

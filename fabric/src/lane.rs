@@ -14,10 +14,12 @@
 //! and the record that says so are durable; the space of an egroup is given back after the record that drops it is durable and
 //! the last read of it has ended; the state changes by durable records only, one group of ops after the other.
 
+mod admin;
 mod checkpoint;
 mod collect;
 mod commit;
 mod compact;
+mod diff;
 mod drain;
 mod open;
 mod read;
@@ -36,6 +38,7 @@ use penstock_reactor::hash::FixedMap;
 
 pub use checkpoint::format;
 pub use commit::WorkError;
+pub use diff::Changed;
 pub use open::{LaneError, OpenReport};
 
 use crate::alloc::{Free, RESERVE_BLOCKS, Regions};

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::format::FormatError;
-use crate::format::checkpoint::{MetaKind, MetaOp};
+use crate::format::checkpoint::{MetaKind, MetaOp, NOTE_PART_BYTES};
 use crate::id::{DiskBlock, DiskNo, EgroupId, ExtentNo, Generation, Lsn, ShardId};
 use crate::map::{NodeRef, Root};
 
@@ -63,6 +63,8 @@ pub struct State {
     pub regions: BTreeSet<(DiskNo, u32)>,
     /// The shards.
     pub shards: BTreeMap<ShardId, Shard>,
+    /// What those above the lane have it remember: bytes by number.
+    pub notes: BTreeMap<u64, Vec<u8>>,
     /// Data up to here are in the maps.
     pub drained: Lsn,
     /// Changes up to here are in this state.
@@ -134,8 +136,23 @@ impl State {
                 let snapshots = &mut self.shards.get_mut(&shard).ok_or(wrong)?.snapshots;
                 snapshots.remove(&op.b.get()).ok_or(wrong)?;
             }
+            MetaKind::Note => self.apply_note(op).ok_or(wrong)?,
+            MetaKind::NoteDrop => drop(self.notes.remove(&op.id.get()).ok_or(wrong)?),
         }
         Ok(None)
+    }
+
+    /// Takes in a part of a note. Parts come in order and in one group, so that nobody sees a note that is not whole.
+    fn apply_note(&mut self, op: &MetaOp) -> Option<()> {
+        let (number, bytes, text) = op.note_part()?;
+        let at = number * NOTE_PART_BYTES;
+        if number == 0 {
+            self.notes.insert(op.id.get(), Vec::with_capacity(bytes));
+        }
+        let note = self.notes.get_mut(&op.id.get()).filter(|note| note.len() == at)?;
+        let part = text.get(..bytes.checked_sub(at)?.min(NOTE_PART_BYTES))?;
+        note.extend_from_slice(part);
+        Some(())
     }
 
     /// Ops that make this state of that of a new lane. `drained`, `lsn` and `next_egroup` are not among them.
@@ -153,6 +170,7 @@ impl State {
                 });
             }
         }
+        ops.extend(self.notes.iter().flat_map(|(id, text)| MetaOp::note(*id, text)));
         ops
     }
 
@@ -269,12 +287,19 @@ mod tests {
             snapshot_op(ShardId(5), 2, root, 11),
             MetaOp { c: U64::new(3), ..MetaOp::of(MetaKind::EgroupLive, 8) },
         ];
+        let text: Vec<u8> = (0..=255).cycle().take(700).collect();
+        let notes = [MetaOp::note(1, &text), MetaOp::note(2, b""), MetaOp::note(3, &text[..96])];
+        let ops: Vec<MetaOp> = ops.into_iter().chain(notes.into_iter().flatten()).collect();
         let mut state = State::new();
         ops.iter().for_each(|op| assert_eq!(state.apply(op), Ok(None)));
         let mut again = State::new();
         state.to_ops().iter().for_each(|op| assert_eq!(again.apply(op), Ok(None)));
         assert_eq!(state, again);
         assert_eq!(state.next_egroup, 9);
+        assert_eq!(state.notes[&1], text);
+        assert_eq!((state.notes[&2].len(), state.notes[&3].len()), (0, 96));
+        MetaOp::note(1, b"shorter").iter().for_each(|op| assert_eq!(state.apply(op), Ok(None)));
+        assert_eq!(state.notes[&1], b"shorter");
         let dropped = state.apply(&MetaOp::of(MetaKind::EgroupDrop, 7)).unwrap();
         assert_eq!(dropped, Some(egroup(100)));
     }
@@ -286,6 +311,10 @@ mod tests {
         {
             assert!(state.apply(&MetaOp::of(kind, 3)).is_err());
         }
+        let long = [7; 100];
+        let parts = MetaOp::note(3, &long);
+        assert!(state.apply(&parts[1]).is_err(), "a note without its beginning");
+        assert!(state.apply(&MetaOp::of(MetaKind::NoteDrop, 4)).is_err());
         assert!(state.apply(&MetaOp { kind: 99, ..MetaOp::default() }).is_err());
         assert!(state.apply(&MetaOp::of(MetaKind::Egroup, 3)).is_err(), "an egroup without blocks");
         assert_eq!(state.egroups.len(), 0);

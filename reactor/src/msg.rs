@@ -262,6 +262,13 @@ impl ReactorHandle {
         answered.await.map_err(|_| ReactorError::Gone { reactor: self.shared.id })
     }
 
+    /// Has the reactor poll once more, waking it if it sleeps: for queues of a poller's own that another core fills. What was
+    /// pushed before is seen by that poll. Allocates nothing and takes no lock.
+    #[inline]
+    pub fn ring(&self) {
+        self.shared.notify();
+    }
+
     /// Asks the reactor to end after its current turn.
     pub fn stop(&self) {
         self.shared.stopping.store(true, Ordering::Release);

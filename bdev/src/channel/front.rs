@@ -236,9 +236,18 @@ impl BdevChannel {
             return true;
         }
         let short = caps.io_blocks_max == 0 || io.blocks <= caps.io_blocks_max;
-        let boundary = u64::from(caps.boundary_blocks);
+        let boundary = self.boundary_blocks(io.op);
         // The boundary is a power of two.
         short && (boundary == 0 || (io.lba.0 & (boundary - 1)) + u64::from(io.blocks) <= boundary)
+    }
+
+    /// The boundary that an operation must not cross; 0: none.
+    #[inline]
+    pub(super) fn boundary_blocks(&self, op: Op) -> u64 {
+        match op {
+            Op::Unmap | Op::WriteZeroes if self.shared.caps().has(op) => 0,
+            _ => u64::from(self.shared.caps().boundary_blocks),
+        }
     }
 
     #[inline]

@@ -323,7 +323,7 @@ impl BdevChannel {
         if !parent.shares_buffers() {
             blocks = blocks.min(OWN_PIECE_BYTES / self.shared.block_bytes());
         }
-        if let Some(mask) = u64::from(caps.boundary_blocks).checked_sub(1) {
+        if let Some(mask) = self.boundary_blocks(parent.io.op).checked_sub(1) {
             let firsts = [parent.io.lba.0, parent.io.src_lba.0];
             let concerned = if parent.io.op == Op::Copy { firsts.as_slice() } else { &firsts[..1] };
             for first in concerned {

@@ -75,6 +75,10 @@ pub enum MetaKind {
     Snapshot = 9,
     /// Snapshot `b` of shard `id` is gone.
     SnapshotDrop = 10,
+    /// A part of note `id`, see [`MetaOp::note`].
+    Note = 16,
+    /// Note `id` is gone.
+    NoteDrop = 17,
 }
 
 /// A change of a lane's state.
@@ -130,7 +134,60 @@ impl MetaOp {
             8 => MetaKind::SnapshotTake,
             9 => MetaKind::Snapshot,
             10 => MetaKind::SnapshotDrop,
+            16 => MetaKind::Note,
+            17 => MetaKind::NoteDrop,
             _ => return Err(FormatError::Field { field: "kind" }),
         })
+    }
+}
+
+/// Bytes of a note in one op: those from `a` on.
+pub const NOTE_PART_BYTES: usize = META_OP_BYTES - 16;
+/// Bytes of a note at most.
+pub const NOTE_BYTES_MAX: usize = 4096;
+
+/// A part of a note: [`MetaOp`] with bytes in place of its numbers.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct NotePart {
+    kind: u8,
+    reserved: u8,
+    /// Its number, from 0; part 0 replaces a note that was there.
+    part: U16,
+    /// Bytes of the whole note.
+    bytes: U32,
+    id: U64,
+    text: [u8; NOTE_PART_BYTES],
+}
+const _: () = assert!(size_of::<NotePart>() == META_OP_BYTES);
+
+impl MetaOp {
+    /// The ops that put a note of up to [`NOTE_BYTES_MAX`] bytes in place; they belong into one record.
+    #[must_use]
+    pub fn note(id: u64, text: &[u8]) -> Vec<Self> {
+        let count = text.len().div_ceil(NOTE_PART_BYTES).max(1);
+        let bytes = U32::new(crate::id::count32(text.len()));
+        let part = |number: usize| {
+            let from = text.get(number * NOTE_PART_BYTES..).unwrap_or_default();
+            let mut part = NotePart {
+                kind: MetaKind::Note as u8,
+                reserved: 0,
+                part: U16::new(u16::try_from(number).unwrap_or(u16::MAX)),
+                bytes,
+                id: U64::new(id),
+                text: [0; NOTE_PART_BYTES],
+            };
+            part.text.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            Self::read_from_bytes(part.as_bytes()).unwrap_or_default()
+        };
+        (0..count).map(part).collect()
+    }
+
+    /// Of a part of a note: its number, the bytes of the whole, and its bytes, padded with zeroes.
+    #[must_use]
+    pub fn note_part(&self) -> Option<(usize, usize, [u8; NOTE_PART_BYTES])> {
+        let part = NotePart::read_from_bytes(self.as_bytes()).ok()?;
+        let bytes = usize::try_from(part.bytes.get()).ok().filter(|bytes| *bytes <= NOTE_BYTES_MAX)?;
+        Some((usize::from(part.part.get()), bytes, part.text))
     }
 }

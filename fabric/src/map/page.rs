@@ -185,7 +185,7 @@ impl Page {
     }
 
     /// What a leaf whose range ends at `high` says of `block`.
-    pub(super) fn find(&self, block: VBlock, high: u64) -> Found {
+    pub(crate) fn find(&self, block: VBlock, high: u64) -> Found {
         let after = self.not_after(block.0);
         let run = after.checked_sub(1).and_then(|at| self.leaf(at));
         if let Some(run) = run.filter(|run| run.end() > block.0) {

@@ -123,6 +123,8 @@ impl Oracle {
 
     pub(crate) fn clone_of(&mut self, shard: ShardId, of: ShardId, number: u64) {
         let blocks = self.snapshots[&(of, number)].0.clone();
+        // A shard that is reverted had others.
+        self.blocks.retain(|(at, _), _| *at != shard);
         for (block, stamp) in blocks {
             self.blocks.insert((shard, block), vec![Version { stamp, sure_at: Some(0) }]);
         }

@@ -59,7 +59,8 @@ impl Lane {
             let core = self.0.borrow();
             let found = core.state.shards.get(&shard).and_then(|shard| shard.snapshots.get(&snapshot));
             let found = found.and_then(|found| Some((found.root?, found.mapped)));
-            let (root, mapped) = found.ok_or(WorkError::Shard { shard, problem: "there is no such snapshot" })?;
+            let (root, mapped) =
+                found.ok_or(WorkError::Shard { shard, problem: "there is no such snapshot" })?;
             // All of it is the snapshot's too.
             shard_op(shard, root, mapped, core.state.next_egroup)
         };

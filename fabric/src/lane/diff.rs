@@ -98,7 +98,7 @@ impl Lane {
 
     /// A node, whose egroup keeps its space while it is read.
     async fn pinned_node(&self, node: NodeRef) -> Result<Page, WorkError> {
-        let cached = self.0.borrow().nodes.get(&node).cloned();
+        let cached = self.0.borrow().nodes.get(&node.key()).cloned();
         if let Some(page) = cached {
             return Ok(page);
         }

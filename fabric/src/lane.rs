@@ -42,6 +42,7 @@ pub use diff::Changed;
 pub use open::{LaneError, OpenReport};
 
 use crate::alloc::{Free, RESERVE_BLOCKS, Regions};
+use crate::cache::{BlockCache, CacheStats};
 use crate::egroup::{HeaderCache, Owner};
 use crate::flow::{DiskIo, Flow};
 use crate::format::superblock::Layout;
@@ -67,12 +68,14 @@ pub struct LaneOptions {
     pub headers: usize,
     /// Reads under way.
     pub reads: u32,
+    /// Blocks of data in memory that were read from disks (4 KiB each, rounded up to 256 of them); 0: none.
+    pub cache_blocks: usize,
 }
 
 impl Default for LaneOptions {
-    /// 64 MiB of tables, 32 MiB of nodes, 1024 headers, 512 reads.
+    /// 64 MiB of tables, 32 MiB of nodes, 1024 headers, 512 reads, 64 MiB of data.
     fn default() -> Self {
-        Self { table_blocks: 16384, nodes: 8192, headers: 1024, reads: 512 }
+        Self { table_blocks: 16384, nodes: 8192, headers: 1024, reads: 512, cache_blocks: 16384 }
     }
 }
 
@@ -115,6 +118,7 @@ struct Core {
     tables: Tables,
     nodes: NodeCache,
     headers: HeaderCache,
+    cache: BlockCache,
     reads: Vec<Option<Read>>,
     free_reads: Vec<u32>,
     read_ios: Vec<Box<Io>>,
@@ -236,6 +240,17 @@ impl Lane {
             full: core.full,
             checksum_errors: core.checksum_errors,
         }
+    }
+
+    /// Changes how many blocks of data are kept in memory.
+    pub fn set_cache_blocks(&self, blocks: usize) {
+        self.0.borrow_mut().cache.set_blocks(blocks);
+    }
+
+    /// What the cache of data has done.
+    #[must_use]
+    pub fn cache_stats(&self) -> CacheStats {
+        self.0.borrow().cache.stats()
     }
 
     /// What it knows.

@@ -16,6 +16,7 @@
 )]
 
 pub mod alloc;
+pub mod cache;
 pub mod clock;
 pub mod crc;
 pub mod driver;

@@ -47,6 +47,8 @@ pub struct SimDisk {
     pub faults: Faults,
     /// I/Os wait in the queue while this is set.
     pub stalled: bool,
+    /// Reads wait in the queue while this is set.
+    pub reads_stalled: bool,
     /// Writes are durable when they complete.
     pub write_through: bool,
 }
@@ -62,6 +64,7 @@ impl SimDisk {
             queue: VecDeque::new(),
             faults: Faults::default(),
             stalled: false,
+            reads_stalled: false,
             write_through: false,
         }
     }
@@ -102,7 +105,7 @@ impl SimDisk {
     /// Whether it has something to do.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.queue.is_empty() && !self.stalled
+        !self.stalled && self.queue.iter().any(|io| self.may_end(io))
     }
 
     /// Ends one of the I/Os that wait.
@@ -110,7 +113,10 @@ impl SimDisk {
         if !self.is_ready() {
             return None;
         }
-        let at = usize::try_from(rng.below(self.queue.len() as u64)).unwrap_or(0);
+        let ready = self.queue.iter().filter(|io| self.may_end(io)).count();
+        let pick = usize::try_from(rng.below(ready as u64)).unwrap_or(0);
+        let ready = self.queue.iter().enumerate().filter(|(_, io)| self.may_end(io));
+        let at = ready.map(|(at, _)| at).nth(pick)?;
         let mut io = self.queue.remove(at)?;
         io.io.status = self.execute(&mut io, rng);
         Some(io)
@@ -142,6 +148,10 @@ impl SimDisk {
             }
             self.durable.insert(block, Box::new(now));
         }
+    }
+
+    fn may_end(&self, io: &DiskIo) -> bool {
+        !self.reads_stalled || io.io.op != Op::Read
     }
 
     fn execute(&mut self, io: &mut DiskIo, rng: &mut Rng) -> IoStatus {

@@ -341,6 +341,30 @@ fn a_disk_that_stalls_delays_and_one_that_fails_ends_writes_but_no_reads() {
     assert_eq!(bench.lane.failed(), None);
 }
 
+/// A read that a slow disk holds up still gets what it was sent for: nobody is given that space before it is back.
+#[test]
+fn space_that_is_being_read_is_not_used_again() {
+    let (mut world, place, mut bench) = fresh(9, 1);
+    insist(&mut world, &mut bench, shard(1), Op::Write, 0, 64);
+    bench.settle(&mut world).unwrap();
+    // The header part comes into memory.
+    insist(&mut world, &mut bench, shard(1), Op::Read, 0, 1);
+    bench.quiesce(&mut world).unwrap();
+    world.disks[0].reads_stalled = true;
+    insist(&mut world, &mut bench, shard(1), Op::Read, 0, 64);
+    while world.step(&mut bench).unwrap() {}
+    // Many times the free space of the lane's regions.
+    for _ in 0..160 {
+        insist(&mut world, &mut bench, shard(1), Op::Write, 0, 64);
+        bench.lane.want_settle();
+        while world.step(&mut bench).unwrap() {}
+    }
+    world.disks[0].reads_stalled = false;
+    bench.quiesce(&mut world).unwrap();
+    bench.read_all(&mut world);
+    bench.check_space(&place);
+}
+
 #[test]
 fn power_may_go_between_any_two_ios_of_a_short_life() {
     let short_life = |cut_at: Option<u64>| {

@@ -210,6 +210,40 @@ fn a_damaged_middle_is_reported_wherever_the_damage_is() {
     assert!(damaged > 20, "{damaged} damages were seen");
 }
 
+/// A batch that a power cut left behind one that it lost has the right place, number and LSN for the next life's log.
+#[test]
+fn what_an_earlier_life_left_behind_never_continues_the_log() {
+    let mut world = World::new(1, 1, DISK_BLOCKS);
+    let mut oracle = Oracle { records: Vec::new(), from: LogPosition::START, acknowledged: Lsn(1) };
+    let record = Record {
+        kind: RecordKind::Write,
+        flags: 0,
+        shard: ShardId(1),
+        block: VBlock(0),
+        blocks: 1,
+        shard_lsn: 1,
+        epoch: 1,
+    };
+    let append = |world: &mut World, writer: &mut Writer, oracle: &mut Oracle, fill: u8| {
+        writer.log.append(&record, BLOCK_BYTES, |room| room.fill(fill)).unwrap();
+        oracle.records.push((record, vec![fill; BLOCK_BYTES]));
+        while world.step(writer).unwrap() {}
+    };
+    let mut writer = reopen(&mut world, &mut oracle);
+    (1..=6).for_each(|fill| append(&mut world, &mut writer, &mut oracle, fill));
+    // Batch 5 is lost with the power, 6 is there. Batches have two blocks each, behind the segment's header.
+    let batch = |number: u64| [609 + 2 * number, 610 + 2 * number];
+    let left = batch(6).map(|block| world.disks[0].peek(block));
+    batch(5).iter().chain(&batch(6)).for_each(|block| world.disks[0].poke(*block, &[0; BLOCK_BYTES]));
+    oracle.acknowledged = Lsn(5);
+    let mut writer = reopen(&mut world, &mut oracle);
+    assert_eq!(oracle.acknowledged, Lsn(5));
+    append(&mut world, &mut writer, &mut oracle, 50);
+    batch(6).iter().zip(&left).for_each(|(block, bytes)| world.disks[0].poke(*block, bytes));
+    reopen(&mut world, &mut oracle);
+    assert_eq!(oracle.acknowledged, Lsn(6));
+}
+
 #[test]
 fn what_a_checkpoint_knows_of_must_be_there() {
     let mut world = World::new(1, 1, DISK_BLOCKS);

@@ -1,10 +1,12 @@
 #!/bin/bash
 # Breaks the storage engine in known ways, one at a time, in a copy of the tree, and says whether the tests notice.
-# Usage: fabric/tests/mutants.sh DIR    (DIR: an empty or missing directory for the copy; its target/ is reused)
+# Usage: fabric/tests/mutants.sh DIR [WORD]
+#   DIR: an empty or missing directory for the copy; its target/ is reused. WORD: only mutants whose names contain it.
 # The seeds: PENSTOCK_SEEDS (20).
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
 copy=${1:?a directory for the copy}
+only=${2:-}
 mkdir -p "$copy"
 (cd "$root" && git ls-files -co --exclude-standard -z | tar c --null -T -) | tar x -C "$copy"
 export PENSTOCK_SEEDS=${PENSTOCK_SEEDS:-20}
@@ -30,6 +32,7 @@ mutants=(
 
 for mutant in "${mutants[@]}"; do
   IFS='~' read -r name file from to <<<"$mutant"
+  [[ $name == *"$only"* ]] || continue
   # Copied, not linked, and with new times: cargo must see that it changed.
   rm -rf "$copy/fabric" && cp -r "$root/fabric" "$copy/fabric"
   path="$copy/fabric/src/$file"

@@ -121,14 +121,20 @@ impl Lane {
     /// # Errors
     /// [`WorkError`].
     pub async fn settle(&self) -> Result<(), WorkError> {
-        self.0.borrow_mut().want_settle = true;
-        self.0.borrow_mut().wake();
+        self.want_settle();
         self.wait(|core| match core.log.failed() {
             Some(status) => Some(Err(WorkError::Failed(status))),
             None if core.full => Some(Err(WorkError::NoSpace)),
             None => (!core.want_settle).then_some(Ok(())),
         })
         .await
+    }
+
+    /// Asks the background for what [`Self::settle`] waits for.
+    pub fn want_settle(&self) {
+        let mut core = self.0.borrow_mut();
+        core.want_settle = true;
+        core.wake();
     }
 
     /// Asks the background for a [`Self::collect`].

@@ -11,6 +11,7 @@ use super::commit::ops_of;
 use super::tables::Tables;
 use super::{Core, Lane, LaneOptions, LanePlace, checkpoint};
 use crate::alloc::Free;
+use crate::cache::BlockCache;
 use crate::egroup::{HEADERS_MIN, HeaderCache, Owner};
 use crate::flow::{DiskError, Flow};
 use crate::format::checkpoint::{MetaKind, MetaOp};
@@ -147,6 +148,7 @@ impl Lane {
             tables,
             nodes: NodeCache::new(options.nodes.max(NODES_MIN)),
             headers: HeaderCache::new(options.headers.max(HEADERS_MIN)),
+            cache: BlockCache::new(options.cache_blocks),
             reads: (0..options.reads).map(|_| None).collect(),
             free_reads: (0..options.reads).rev().collect(),
             read_ios: (0..options.reads).map(|_| Io::boxed()).collect(),

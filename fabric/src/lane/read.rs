@@ -1,8 +1,9 @@
-//! Reading: tables, then the map, then the device, verified.
+//! Reading: tables, then the map, then the cache, then the device, verified.
 //!
 //! ```text
 //!   advance ─► in a table: copied ─┐
-//!      ▲  └──► a hole: zeroes ─────┼─► all blocks there ─► what was seen is durable ─► done
+//!      ▲  ├──► a hole: zeroes ─────┤
+//!      │  ├──► in the cache: copied ─┼─► all blocks there ─► what was seen is durable ─► done
 //!      │  └──► Node / Header / Data: one device read ─► complete ─┘
 //! ```
 //!
@@ -15,6 +16,7 @@ use penstock_bdev::{Io, IoFlags, IoStatus, Lba, Op};
 use penstock_reactor::mem::Buf;
 
 use super::Core;
+use crate::cache::BlockKey;
 use crate::egroup::{Header, Piece, parse_header, piece, verify};
 use crate::flow::{DiskIo, Flow};
 use crate::format::egroup::EXTENT_BLOCKS_MAX;
@@ -37,7 +39,7 @@ enum Wait {
     /// The header part of an egroup, which was there when it was asked for.
     Header(EgroupId, Egroup),
     /// Blocks.
-    Data { id: EgroupId, header: Rc<Header>, piece: Piece },
+    Data { id: EgroupId, extent: ExtentNo, header: Rc<Header>, piece: Piece },
     /// That what it saw becomes durable.
     Durable,
 }
@@ -53,6 +55,11 @@ pub(super) struct Read {
     /// The newest record that it saw.
     seen: Lsn,
     wait: Wait,
+}
+
+enum Cached {
+    Copied,
+    Missing(u64),
 }
 
 enum Next {
@@ -135,13 +142,16 @@ impl Core {
                     _ => return Err(self.damaged(IoStatus::ChecksumError)),
                 }
             }
-            Wait::Data { header, piece, .. } => {
+            Wait::Data { id, extent, header, piece } => {
                 if !verify(&header, &piece, &buf) {
                     return Err(self.damaged(IoStatus::ChecksumError));
                 }
                 let at = usize::try_from(read.done).unwrap_or(usize::MAX) * BLOCK_BYTES;
                 read.io.data.copy_in(at, &buf);
                 read.done += u64::from(piece.blocks);
+                for (block, bytes) in (piece.first..).zip(buf.chunks_exact(BLOCK_BYTES)) {
+                    self.cache.insert(BlockKey::new(id, extent, block), bytes);
+                }
             }
             Wait::Turn | Wait::Durable => panic!("a read that waits for no device got something from it"),
         }
@@ -201,7 +211,12 @@ impl Core {
                 }
                 Ok(Found::Run { egroup, extent, first, blocks }) => {
                     let blocks = self.not_in_tables(read, blocks);
-                    return self.fetch_data(slot, egroup, extent, first, blocks);
+                    match self.copy_from_cache(read, (egroup, extent, first), blocks) {
+                        Cached::Copied => {}
+                        Cached::Missing(blocks) => {
+                            return self.fetch_data(slot, egroup, extent, first, blocks);
+                        }
+                    }
                 }
             }
         }
@@ -236,6 +251,28 @@ impl Core {
         read.done += 1;
         read.seen = read.seen.max(cell.lsn);
         true
+    }
+
+    /// Copies what the cache has of the run that begins at `from`; or says how many blocks it lacks before the next that it has.
+    fn copy_from_cache(&mut self, read: &mut Read, from: (EgroupId, ExtentNo, u8), blocks: u64) -> Cached {
+        let (egroup, extent, first) = from;
+        let end = first.saturating_add(u8::try_from(blocks).unwrap_or(u8::MAX));
+        for block in first..end {
+            let Some(bytes) = self.cache.get(BlockKey::new(egroup, extent, block)) else {
+                if block > first {
+                    return Cached::Copied;
+                }
+                let behind = (block + 1..end)
+                    .take_while(|block| !self.cache.contains(BlockKey::new(egroup, extent, *block)));
+                let behind = behind.count() as u64;
+                self.cache.count_misses(behind);
+                return Cached::Missing(1 + behind);
+            };
+            let at = usize::try_from(read.done).unwrap_or(usize::MAX) * BLOCK_BYTES;
+            read.io.data.copy_in(at, bytes);
+            read.done += 1;
+        }
+        Cached::Copied
     }
 
     /// How many of the next `blocks` blocks are in no table, the first of them being none.
@@ -280,7 +317,7 @@ impl Core {
         };
         let piece = piece(&egroup, &header, extent, first, blocks);
         let Some(piece) = piece else { return Next::Failed(IoStatus::Internal) };
-        self.fetch(slot, id, piece.at.0, u32::from(piece.blocks), Wait::Data { id, header, piece })
+        self.fetch(slot, id, piece.at.0, u32::from(piece.blocks), Wait::Data { id, extent, header, piece })
     }
 
     fn fetch(&mut self, slot: u32, id: EgroupId, first: u64, blocks: u32, wait: Wait) -> Next {

@@ -19,7 +19,8 @@ use penstock_fabric::sim::{Actor, PowerCut, World};
 use penstock_reactor::mem::Buf;
 use uuid::Uuid;
 
-pub(crate) const OPTIONS: LaneOptions = LaneOptions { table_blocks: 1024, nodes: 64, headers: 8, reads: 16 };
+pub(crate) const OPTIONS: LaneOptions =
+    LaneOptions { table_blocks: 1024, nodes: 64, headers: 8, reads: 16, cache_blocks: 256 };
 
 pub(crate) type Work = Pin<Box<dyn Future<Output = Result<(), WorkError>>>>;
 

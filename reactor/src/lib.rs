@@ -26,6 +26,7 @@ mod error;
 mod msg;
 mod poller;
 mod reactor;
+mod reactors;
 mod task;
 mod timer;
 
@@ -35,6 +36,7 @@ pub use error::ReactorError;
 pub use msg::{PollMode, ReactorHandle, ReactorId};
 pub use poller::{Poller, Rest};
 pub use reactor::{Reactor, ReactorConfig, Started};
+pub use reactors::{Answers, Reactors};
 pub use task::TASKS_MAX;
 
 /// Where [`doorbell`] takes its atomics from.

@@ -26,6 +26,9 @@ use crate::task::TaskQueue;
 /// Messages waiting in one mailbox at most.
 pub(crate) const MAILBOX_LEN: usize = 4096;
 
+/// Tries of [`ReactorHandle::send_patiently`]; a mailbox is emptied every turn.
+const SEND_TRIES_MAX: usize = 1_000_000;
+
 pub(crate) type Message = Box<dyn FnOnce(&Cx) + Send>;
 
 /// Names a reactor: 0, 1, … in the order of the daemon's cores.
@@ -212,20 +215,46 @@ impl ReactorHandle {
     /// # Errors
     /// [`ReactorError::MailboxFull`] and [`ReactorError::Gone`]; `message` is dropped unrun.
     pub fn send(&self, message: impl FnOnce(&Cx) + Send + 'static) -> Result<(), ReactorError> {
-        let reactor = self.shared.id;
-        if self.shared.closed.load(Ordering::SeqCst) {
-            return Err(ReactorError::Gone { reactor });
+        self.push(MessageCell(Box::new(message)))?.map_or(Ok(()), |_| Err(self.full()))
+    }
+
+    /// Runs `message` on the reactor, whose mailbox may be full for a moment: the calling thread yields until there is room.
+    /// Messages of one thread arrive in the order of its calls. Not for reactors: two that wait for one another would stop.
+    ///
+    /// # Errors
+    /// As [`Self::send`]; [`ReactorError::MailboxFull`] only when the reactor does not empty its mailbox at all.
+    pub fn send_patiently(&self, message: impl FnOnce(&Cx) + Send + 'static) -> Result<(), ReactorError> {
+        let mut unsent = MessageCell(Box::new(message));
+        for _ in 0..SEND_TRIES_MAX {
+            match self.push(unsent)? {
+                None => return Ok(()),
+                Some(message) => unsent = message,
+            }
+            std::thread::yield_now();
         }
-        if self.shared.mailbox.push(MessageCell(Box::new(message))).is_err() {
-            return Err(ReactorError::MailboxFull { reactor, waiting: MAILBOX_LEN });
+        Err(self.full())
+    }
+
+    /// Puts a message into the mailbox; returns it when there is no room.
+    fn push(&self, message: MessageCell) -> Result<Option<MessageCell>, ReactorError> {
+        let gone = ReactorError::Gone { reactor: self.shared.id };
+        if self.shared.closed.load(Ordering::SeqCst) {
+            return Err(gone);
+        }
+        if let Err(message) = self.shared.mailbox.push(message) {
+            return Ok(Some(message));
         }
         // The reactor may have closed between the look and the push: then nobody else drops the message.
         if self.shared.closed.load(Ordering::SeqCst) {
             self.shared.close();
-            return Err(ReactorError::Gone { reactor });
+            return Err(gone);
         }
         self.shared.notify();
-        Ok(())
+        Ok(None)
+    }
+
+    fn full(&self) -> ReactorError {
+        ReactorError::MailboxFull { reactor: self.shared.id, waiting: MAILBOX_LEN }
     }
 
     /// Runs `function` on the reactor and waits for what it returns. Works under any executor.

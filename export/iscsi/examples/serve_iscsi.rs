@@ -50,20 +50,6 @@ impl ReservationStore for InMemory {
     }
 }
 
-/// Waits for a future whose end comes from another thread.
-fn block_on(mut future: std::pin::Pin<Box<dyn Future<Output = ()>>>) {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Arc::new(Unpark(std::thread::current())).into();
-    while future.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending() {
-        std::thread::park();
-    }
-}
-
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let arg = |at: usize, default: &str| args.get(at).cloned().unwrap_or_else(|| default.to_owned());
@@ -135,7 +121,7 @@ fn main() {
     let end = Instant::now() + Duration::from_secs(seconds);
     while let Ok(request) = incoming.recv_timeout(end.saturating_duration_since(Instant::now())) {
         if let Some(changed) = host.handle(&request) {
-            block_on(changed.answer);
+            futures_executor::block_on(changed.answer);
         }
     }
     for reactor in started {

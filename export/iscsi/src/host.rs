@@ -22,9 +22,6 @@ use uuid::Uuid;
 use crate::conn::ReplyTo;
 use crate::group::{GroupCell, Peers};
 
-/// Tries to reach a reactor whose mailbox is full; it is emptied every turn.
-const SEND_TRIES_MAX: usize = 1_000_000;
-
 /// Where a reply goes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Address {
@@ -217,23 +214,7 @@ fn send_reply(handle: &ReactorHandle, address: Address, reply: Reply) {
 }
 
 fn send(handle: &ReactorHandle, run: impl FnOnce(&penstock_reactor::Cx) + Send + 'static) {
-    // The closure is kept outside of the message, so that a full mailbox does not swallow it.
-    let run = Arc::new(Mutex::new(Some(run)));
-    for _ in 0..SEND_TRIES_MAX {
-        let run = Arc::clone(&run);
-        let sent = handle.send(move |cx| {
-            let run = run.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(run) = run {
-                run(cx);
-            }
-        });
-        match sent {
-            Err(penstock_reactor::ReactorError::MailboxFull { .. }) => std::thread::yield_now(),
-            Err(error) => {
-                tracing::error!(reactor = %handle.id(), %error, "a message of the iSCSI target is lost");
-                return;
-            }
-            Ok(()) => return,
-        }
+    if let Err(error) = handle.send_patiently(run) {
+        tracing::error!(reactor = %handle.id(), %error, "a message of the iSCSI target is lost");
     }
 }

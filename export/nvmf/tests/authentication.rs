@@ -7,15 +7,12 @@
     reason = "a test may panic, and waits on a thread of its own"
 )]
 
-use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use futures_executor::block_on;
 use penstock_bdev::Registry;
 use penstock_bdev::malloc::{Malloc, MallocOptions};
 use penstock_nvme_tcp::blocking::{BlockingController, BlockingError};
@@ -44,25 +41,6 @@ use zerocopy::{FromBytes, IntoBytes};
 const NQN: &str = "nqn.2026-11.io.penstock:disk";
 const HOST: &str = "nqn.2026-11.io.penstock:host";
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        std::thread::park();
-    }
-}
 
 struct Node {
     target: Target,

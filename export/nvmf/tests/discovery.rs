@@ -12,7 +12,8 @@ mod bench;
 
 use std::time::Duration;
 
-use bench::{Bench, NQN, TIMEOUT, block_on, host_to};
+use bench::{Bench, NQN, TIMEOUT, host_to};
+use futures_executor::block_on;
 use penstock_nvme_tcp::blocking::BlockingController;
 use penstock_nvme_tcp::command;
 use penstock_nvme_tcp::controller::Event;

@@ -15,7 +15,8 @@ mod bench;
 use std::time::{Duration, Instant};
 
 use bench::late::Late;
-use bench::{Bench, Io, NQN, TIMEOUT, block_on, connect, host, read, try_connect, write};
+use bench::{Bench, Io, NQN, TIMEOUT, connect, host, read, try_connect, write};
+use futures_executor::block_on;
 use penstock_nvme_tcp::blocking::{BlockingController, BlockingError};
 use penstock_nvme_tcp::controller::Event;
 use penstock_nvme_tcp::{Transfer, command};

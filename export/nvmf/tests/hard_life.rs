@@ -9,16 +9,14 @@
     reason = "a test makes bytes of small numbers, may panic, and waits on a thread of its own"
 )]
 
-use std::future::Future;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use futures_executor::block_on;
 use penstock_bdev::inject::{ErrorInjector, ErrorOptions, InjectOptions};
 use penstock_bdev::malloc::{Malloc, MallocOptions};
 use penstock_bdev::null::Null;
@@ -40,25 +38,6 @@ use zerocopy::FromBytes;
 const NQN: &str = "nqn.2026-11.io.penstock:hard";
 const TIMEOUT: Duration = Duration::from_secs(20);
 const BLOCKS: u64 = 65_536;
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        std::thread::park();
-    }
-}
 
 /// A target on two reactors; namespace 1 is the error bdev EE_M on the malloc bdev M.
 struct Bench {

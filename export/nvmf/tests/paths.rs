@@ -14,7 +14,8 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use bench::{Bench, Io, NQN, TIMEOUT, block_on, connect, read, write};
+use bench::{Bench, Io, NQN, TIMEOUT, connect, read, write};
+use futures_executor::block_on;
 use penstock_nvme_tcp::blocking::BlockingController;
 use penstock_nvme_tcp::controller::Event;
 use penstock_nvme_tcp::{Transfer, command};

@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use std::time::Duration;
 
-use bench::{BLOCKS, Bench, Io, block_on, connect};
+use bench::{BLOCKS, Bench, Io, connect};
 use futures_channel::oneshot;
+use futures_executor::block_on;
 use penstock_nvme_tcp::blocking::BlockingController;
 use penstock_nvme_tcp::controller::Event;
 use penstock_nvme_tcp::{Transfer, command};

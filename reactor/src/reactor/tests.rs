@@ -120,7 +120,7 @@ fn the_poll_mode_changes_live() {
 fn a_message_left_in_a_stopped_reactor_tells_its_sender() {
     let started = started(PollMode::Busy);
     started.handle.stop();
-    let answer = futures_executor(started.handle.call(|_| 1));
+    let answer = futures_executor::block_on(started.handle.call(|_| 1));
     started.join.join().unwrap();
     assert!(matches!(answer, Ok(1) | Err(ReactorError::Gone { .. })));
 }
@@ -155,7 +155,7 @@ fn a_task_that_waits_for_ever_is_dropped_when_its_reactor_stops() {
         cx.spawn(waiting).unwrap().detach();
         cx.spawn(sleeping).unwrap().detach();
     };
-    futures_executor(started.handle.call(flow)).unwrap();
+    futures_executor::block_on(started.handle.call(flow)).unwrap();
     assert_eq!(started.handle.tasks_alive(), 2);
     started.handle.stop();
     started.join.join().unwrap();
@@ -210,16 +210,4 @@ fn a_poller_that_holds_its_core_is_counted_as_a_stall() {
     assert!(stats.stats().stall_ns_max.read() >= 3_000_000);
     let dump = reactor.cx().with_trace(|trace| trace.dump());
     assert!(dump.iter().any(|record| record.point == TracePoint::Stall && record.arg >= 3_000_000));
-}
-
-/// Blocks on a future by spinning; enough for a test.
-fn futures_executor<T>(future: impl Future<Output = T>) -> T {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    loop {
-        if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
-            return value;
-        }
-        std::thread::yield_now();
-    }
 }

@@ -21,10 +21,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_channel::{mpsc, oneshot};
+use futures_channel::mpsc;
 use penstock_bdev::reservation::{Protocol, ReservationBook};
 use penstock_bdev::{Event, EventKind, Registry, Subscription};
-use penstock_reactor::{Cx, ReactorError, ReactorHandle};
+use penstock_reactor::{Answers, Cx, ReactorHandle, Reactors};
 use penstock_scsi::{LuId, Seal};
 use penstock_spec::iscsi::IscsiName;
 use uuid::Uuid;
@@ -42,10 +42,6 @@ use crate::sessions::Sessions;
 
 /// How long a method waits for I/O and sessions of what it removes.
 const DRAIN_SECONDS: u64 = 30;
-/// How often it looks.
-const DRAIN_STEP: Duration = Duration::from_millis(1);
-/// Tries to reach a reactor whose mailbox is full; it is emptied every turn.
-const SEND_TRIES_MAX: usize = 1_000_000;
 
 #[derive(Debug, Default)]
 struct State {
@@ -80,7 +76,7 @@ impl State {
 }
 
 struct Inner {
-    reactors: Vec<ReactorHandle>,
+    reactors: Reactors,
     common: Common,
     registry: Registry,
     book: ReservationBook,
@@ -103,8 +99,6 @@ impl fmt::Debug for Target {
     }
 }
 
-type Answers<R> = Vec<Result<oneshot::Receiver<R>, ReactorError>>;
-
 impl Target {
     /// A target on these reactors whose LUNs are bdevs of `registry`, with the reservations of `book`.
     /// [`Self::serve_owners`] must run beside it.
@@ -126,7 +120,7 @@ impl Target {
             seal: Seal::new(Uuid::new_v4().into_bytes()),
         };
         let target = Self(Rc::new(Inner {
-            reactors,
+            reactors: Reactors::new(reactors),
             common,
             registry,
             book,
@@ -175,7 +169,7 @@ impl Target {
         options.check()?;
         let iscsi = Arc::new(options.iscsi.clone());
         self.0.state.borrow_mut().options = options;
-        let answers = self.publish(move |cx| {
+        let answers = self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.set_options(&iscsi);
             }
@@ -205,7 +199,7 @@ impl Target {
     /// [`TargetError::TimedOut`] when connections are left; what a reactor says.
     pub async fn drain(&self) -> Result<(), TargetError> {
         let what = "the connections of the iSCSI target";
-        let ended = self.publish(|cx| {
+        let ended = self.0.reactors.tell(|cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.drain();
             }
@@ -264,7 +258,7 @@ impl Target {
     /// Forgets a logical unit everywhere.
     fn let_go(&self, lu: LuId) -> Answers<()> {
         self.0.host.borrow_mut().remove(lu);
-        self.publish(move |cx| {
+        self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.remove_lu(lu);
             }
@@ -273,8 +267,10 @@ impl Target {
 
     /// Gives the newest generation of a target node to all reactors.
     fn publish_node(&self, name: &IscsiName) -> Answers<()> {
-        let Some(config) = self.0.state.borrow().target_config(name).map(Arc::new) else { return Vec::new() };
-        self.publish(move |cx| {
+        let Some(config) = self.0.state.borrow().target_config(name).map(Arc::new) else {
+            return Answers::default();
+        };
+        self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.apply(&config);
             }
@@ -283,31 +279,16 @@ impl Target {
 
     fn publish_discovery(&self) -> Answers<()> {
         let config = Arc::new(self.0.state.borrow().discovery());
-        self.publish(move |cx| {
+        self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.set_discovery(&config);
             }
         })
     }
 
-    /// Sends to all reactors at once; the answers come later.
-    fn publish<R: Send + 'static>(&self, run: impl Fn(&Cx) -> R + Clone + Send + 'static) -> Answers<R> {
-        self.0.reactors.iter().map(|handle| send(handle, run.clone())).collect()
-    }
-
     /// Waits for all answers.
     async fn all<R>(&self, answers: Answers<R>, what: &str) -> Result<Vec<R>, TargetError> {
-        let mut all = Vec::new();
-        for answer in answers {
-            let answer = answer.map_err(TargetError::reactor(what))?;
-            let gone = |_| TargetError::reactor(what)(ReactorError::Gone { reactor: self.first_reactor() });
-            all.push(answer.await.map_err(gone)?);
-        }
-        Ok(all)
-    }
-
-    fn first_reactor(&self) -> penstock_reactor::ReactorId {
-        self.0.reactors.first().map_or(penstock_reactor::ReactorId(0), ReactorHandle::id)
+        answers.all().await.map_err(TargetError::reactor(what))
     }
 
     /// Waits until `done` holds on every reactor.
@@ -316,52 +297,12 @@ impl Target {
         what: &str,
         done: impl Fn(&GroupCell) -> bool + Clone + Send + 'static,
     ) -> Result<(), TargetError> {
-        for handle in &self.0.reactors {
-            let done = done.clone();
-            let over = handle
-                .call_async(move |cx| async move {
-                    let end = cx.now().plus(Duration::from_secs(DRAIN_SECONDS));
-                    while let Some(cell) = GroupCell::of(&cx) {
-                        if done(&cell) {
-                            break;
-                        }
-                        drop(cell);
-                        if cx.now() >= end {
-                            return false;
-                        }
-                        cx.sleep(DRAIN_STEP).await;
-                    }
-                    true
-                })
-                .await
-                .map_err(TargetError::reactor(what))?;
-            if !over {
-                return Err(TargetError::TimedOut { what: what.to_owned(), seconds: DRAIN_SECONDS });
-            }
+        let limit = Duration::from_secs(DRAIN_SECONDS);
+        let quiet = move |cx: &Cx| GroupCell::of(cx).is_none_or(|cell| done(&cell));
+        let is_over = self.0.reactors.wait_until(limit, quiet).await.map_err(TargetError::reactor(what))?;
+        if !is_over {
+            return Err(TargetError::TimedOut { what: what.to_owned(), seconds: DRAIN_SECONDS });
         }
         Ok(())
-    }
-}
-
-/// Sends at once, so that the order of messages is that of the calls.
-fn send<R: Send + 'static>(
-    handle: &ReactorHandle,
-    run: impl Fn(&Cx) -> R + Clone + Send + 'static,
-) -> Result<oneshot::Receiver<R>, ReactorError> {
-    let mut tries = 0;
-    loop {
-        let (answer, answered) = oneshot::channel();
-        let run = run.clone();
-        match handle.send(move |cx| drop(answer.send(run(cx)))) {
-            Ok(()) => return Ok(answered),
-            Err(ReactorError::MailboxFull { .. }) if tries < SEND_TRIES_MAX => {
-                tries += 1;
-                std::thread::yield_now();
-            }
-            Err(error) => {
-                tracing::error!(reactor = %handle.id(), %error, "a change of the iSCSI target is lost");
-                return Err(error);
-            }
-        }
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use penstock_bdev::Shared;
+use penstock_reactor::Answers;
 use penstock_scsi::{Limits, LuConfig, LuId, LuOwner, PortGroup};
 use penstock_spec::iscsi::IscsiName;
 use penstock_spec::scsi::report::AccessState;
@@ -145,7 +146,7 @@ impl Target {
     pub async fn delete_target_node(&self, name: &str) -> Result<(), TargetError> {
         let (name, node) = self.node(name)?;
         self.0.state.borrow_mut().nodes.remove(&name);
-        let mut answers = self.publish(move |cx| {
+        let mut answers = self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.remove_target(cx, &name);
             }
@@ -190,14 +191,14 @@ impl Target {
             node.luns.insert(lun, NodeLun { lu, bdev, seen_by: new.ig_tags.clone() });
         }
         let what = "add a LUN";
-        let looked = self.publish(move |cx| GroupCell::of(cx).and_then(|cell| cell.unusable(lu)));
-        let mut answers = if publish { self.publish_node(name) } else { Vec::new() };
+        let looked = self.0.reactors.tell(move |cx| GroupCell::of(cx).and_then(|cell| cell.unusable(lu)));
+        let mut answers = if publish { self.publish_node(name) } else { Answers::default() };
         let reason = self.all(looked, what).await?.into_iter().flatten().next();
         if let Some(reason) = reason {
             if let Some(node) = self.0.state.borrow_mut().nodes.get_mut(name) {
                 node.luns.remove(&lun);
             }
-            answers.extend(if publish { self.publish_node(name) } else { Vec::new() });
+            answers.extend(if publish { self.publish_node(name) } else { Answers::default() });
             answers.extend(self.let_go(lu));
             self.all(answers, what).await?;
             let (bdev, target) = (new.bdev_name.clone(), name.to_string());
@@ -370,7 +371,7 @@ impl Target {
         if let Some(pg) = pg {
             self.portal_group(pg)?;
         }
-        let asked = self.publish(move |cx| {
+        let asked = self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.request_logout(cx, &name, tag);
             }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use penstock_reactor::ReactorError;
+use penstock_reactor::{ReactorError, ReactorId};
 
 use super::{AuthChoice, NewPortalGroup, Target, TargetError};
 use crate::config::{GROUPS_MAX, PORTALS_MAX, PortalGroup};
@@ -89,7 +89,7 @@ impl Target {
             answers.extend(self.publish_node(&name));
             self.update_ports(&name);
         }
-        answers.extend(self.publish(move |cx| {
+        answers.extend(self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.disconnect_portal_group(cx, tag);
             }
@@ -177,7 +177,7 @@ impl Target {
         let what = format!("listen on {wanted} (portal group {tag})");
         let at = usize::from(tag) % self.0.reactors.len().max(1);
         let Some(handle) = self.0.reactors.get(at) else {
-            return Err(TargetError::reactor(what)(ReactorError::Gone { reactor: self.first_reactor() }));
+            return Err(TargetError::reactor(what)(ReactorError::Gone { reactor: ReactorId(0) }));
         };
         let listening = handle
             .call(move |cx| match GroupCell::of(cx) {
@@ -190,7 +190,7 @@ impl Target {
 
     async fn unlisten(&self, portals: &[SocketAddr]) -> Result<(), TargetError> {
         let portals = portals.to_vec();
-        let closed = self.publish(move |cx| {
+        let closed = self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 for addr in &portals {
                     cell.unlisten(*addr);

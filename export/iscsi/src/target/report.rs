@@ -79,7 +79,7 @@ impl Target {
     /// # Errors
     /// What a reactor says.
     pub async fn get_connections(&self) -> Result<Value, TargetError> {
-        let answers = self.publish(|cx| GroupCell::of(cx).map(|cell| cell.connection_list()));
+        let answers = self.0.reactors.tell(|cx| GroupCell::of(cx).map(|cell| cell.connection_list()));
         let lists = self.all(answers, "list connections").await?;
         let mut all = Vec::new();
         for (handle, list) in self.0.reactors.iter().zip(lists) {
@@ -108,7 +108,7 @@ impl Target {
     /// # Errors
     /// What a reactor says.
     pub async fn get_stats(&self) -> Result<Value, TargetError> {
-        let answers = self.publish(|cx| GroupCell::of(cx).map(|cell| cell.stats()));
+        let answers = self.0.reactors.tell(|cx| GroupCell::of(cx).map(|cell| cell.stats()));
         let stats = self.all(answers, "read the statistics of the iSCSI target").await?;
         let sum = |of: fn(&GroupStats) -> u64| stats.iter().flatten().map(of).sum::<u64>();
         let groups = self.0.reactors.iter().zip(&stats).filter_map(|(handle, stats)| {

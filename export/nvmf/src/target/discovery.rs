@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use penstock_reactor::Answers;
 use penstock_spec::nvmf::Nqn;
 use serde_json::{Value, json};
 
 use super::params::ListenAddress;
-use super::{Answers, Target, TargetError, parse_nqn};
+use super::{Target, TargetError, parse_nqn};
 use crate::config::{DiscoveryFilter, REFERRAL_HOSTS_MAX, REFERRALS_MAX, Referral, SubsystemConfig};
 
 /// `nvmf_discovery_add_referral`. Without `subnqn` it is the well-known discovery subsystem.
@@ -146,7 +147,7 @@ impl Target {
         if let Some(filter) = filter {
             self.0.state.borrow_mut().filter = filter;
         }
-        let mut answers = Answers::new();
+        let mut answers = Answers::default();
         if let Some(alias) = alias {
             let ((), changed) = self.change(&Nqn::discovery(), |config| {
                 config.alias = alias;

@@ -26,10 +26,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_channel::oneshot;
 use penstock_bdev::reservation::{NoStore, ReservationBook};
 use penstock_bdev::{Event, EventKind, Registry, Subscription};
-use penstock_reactor::{Cx, ReactorError, ReactorHandle};
+use penstock_reactor::{Answers, Cx, ReactorHandle, Reactors};
 use penstock_security::chap::Policy;
 use penstock_security::tls::Context;
 use penstock_spec::nvmf::Nqn;
@@ -47,10 +46,6 @@ use crate::transport_options::{AQ_DEPTH_MIN, TransportOptions};
 
 /// How long a method waits for I/O of what it removes.
 const DRAIN_SECONDS: u64 = 30;
-/// How often it looks.
-const DRAIN_STEP: Duration = Duration::from_millis(1);
-/// Tries to reach a reactor whose mailbox is full; it is emptied every turn.
-const SEND_TRIES_MAX: usize = 1_000_000;
 
 /// An address listened on.
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +75,7 @@ struct State {
 }
 
 struct Inner {
-    reactors: Vec<ReactorHandle>,
+    reactors: Reactors,
     peers: Arc<Peers>,
     worker: Arc<Worker>,
     registry: Registry,
@@ -99,8 +94,6 @@ impl fmt::Debug for Target {
         f.debug_struct("Target").field("state", &self.0.state).finish_non_exhaustive()
     }
 }
-
-type Answers<R> = Vec<Result<oneshot::Receiver<R>, ReactorError>>;
 
 impl Target {
     /// A target on these reactors whose namespaces are bdevs of `registry`. Only the discovery subsystem is there.
@@ -132,7 +125,7 @@ impl Target {
         let target = Self(Rc::new(Inner {
             peers: Peers::new(reactors.clone()),
             worker: Arc::new(Worker::start()),
-            reactors,
+            reactors: Reactors::new(reactors),
             registry,
             state: RefCell::new(state),
             subscription: RefCell::new(None),
@@ -200,7 +193,7 @@ impl Target {
     pub async fn drain(&self) -> Result<(), TargetError> {
         self.0.draining.set(true);
         let what = "the connections of the NVMe/TCP target";
-        let ended = self.publish(|cx| {
+        let ended = self.0.reactors.tell(|cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.drain();
             }
@@ -268,7 +261,7 @@ impl Target {
 
     fn publish_config(&self, config: &Arc<SubsystemConfig>) -> Answers<()> {
         let config = Arc::clone(config);
-        self.publish(move |cx| {
+        self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.apply(cx, &config);
             }
@@ -295,27 +288,16 @@ impl Target {
                 admin_queue_entries,
             })
         };
-        self.publish(move |cx| {
+        self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.set_discovery(&config);
             }
         })
     }
 
-    /// Sends to all reactors at once; the answers come later.
-    fn publish<R: Send + 'static>(&self, run: impl Fn(&Cx) -> R + Clone + Send + 'static) -> Answers<R> {
-        self.0.reactors.iter().map(|handle| send(handle, run.clone())).collect()
-    }
-
     /// Waits for all answers.
     async fn all<R>(&self, answers: Answers<R>, what: &str) -> Result<Vec<R>, TargetError> {
-        let mut all = Vec::new();
-        for (answer, handle) in answers.into_iter().zip(&self.0.reactors) {
-            let answer = answer.map_err(TargetError::reactor(what))?;
-            let gone = |_| TargetError::reactor(what)(ReactorError::Gone { reactor: handle.id() });
-            all.push(answer.await.map_err(gone)?);
-        }
-        Ok(all)
+        answers.all().await.map_err(TargetError::reactor(what))
     }
 
     /// Waits until `done` holds on every reactor.
@@ -324,28 +306,11 @@ impl Target {
         what: &str,
         done: impl Fn(&GroupCell) -> bool + Clone + Send + 'static,
     ) -> Result<(), TargetError> {
-        for handle in &self.0.reactors {
-            let done = done.clone();
-            let over = handle
-                .call_async(move |cx| async move {
-                    let end = cx.now().plus(Duration::from_secs(DRAIN_SECONDS));
-                    while let Some(cell) = GroupCell::of(&cx) {
-                        if done(&cell) {
-                            break;
-                        }
-                        drop(cell);
-                        if cx.now() >= end {
-                            return false;
-                        }
-                        cx.sleep(DRAIN_STEP).await;
-                    }
-                    true
-                })
-                .await
-                .map_err(TargetError::reactor(what))?;
-            if !over {
-                return Err(TargetError::TimedOut { what: what.to_owned(), seconds: DRAIN_SECONDS });
-            }
+        let limit = Duration::from_secs(DRAIN_SECONDS);
+        let quiet = move |cx: &Cx| GroupCell::of(cx).is_none_or(|cell| done(&cell));
+        let is_over = self.0.reactors.wait_until(limit, quiet).await.map_err(TargetError::reactor(what))?;
+        if !is_over {
+            return Err(TargetError::TimedOut { what: what.to_owned(), seconds: DRAIN_SECONDS });
         }
         Ok(())
     }
@@ -354,29 +319,6 @@ impl Target {
         let state = self.0.state.borrow();
         let found = parse_nqn("nqn", nqn).ok().and_then(|nqn| state.subsystems.get(&nqn).cloned());
         found.ok_or_else(|| TargetError::NoSubsystem { nqn: nqn.to_owned() })
-    }
-}
-
-/// Sends at once, so that the order of messages is that of the calls.
-fn send<R: Send + 'static>(
-    handle: &ReactorHandle,
-    run: impl Fn(&Cx) -> R + Clone + Send + 'static,
-) -> Result<oneshot::Receiver<R>, ReactorError> {
-    let mut tries = 0;
-    loop {
-        let (answer, answered) = oneshot::channel();
-        let run = run.clone();
-        match handle.send(move |cx| drop(answer.send(run(cx)))) {
-            Ok(()) => return Ok(answered),
-            Err(ReactorError::MailboxFull { .. }) if tries < SEND_TRIES_MAX => {
-                tries += 1;
-                std::thread::yield_now();
-            }
-            Err(error) => {
-                tracing::error!(reactor = %handle.id(), %error, "a change of the NVMe-oF target is lost");
-                return Err(error);
-            }
-        }
     }
 }
 

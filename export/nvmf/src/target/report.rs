@@ -103,7 +103,7 @@ impl Target {
     /// # Errors
     /// What a reactor says.
     pub async fn get_stats(&self) -> Result<Value, TargetError> {
-        let answers = self.publish(|cx| GroupCell::of(cx).map(|cell| cell.stats()));
+        let answers = self.0.reactors.tell(|cx| GroupCell::of(cx).map(|cell| cell.stats()));
         let stats = self.all(answers, "read the statistics of the target").await?;
         let mut groups = Vec::new();
         for (handle, stats) in self.0.reactors.iter().zip(stats) {
@@ -164,7 +164,7 @@ impl Target {
 
     async fn controllers(&self, nqn: &str) -> Result<Vec<ControllerInfo>, TargetError> {
         let nqn = self.subsystem(nqn)?.nqn;
-        let answers = self.publish(move |cx| {
+        let answers = self.0.reactors.tell(move |cx| {
             let mut found = Vec::new();
             if let Some(cell) = GroupCell::of(cx) {
                 cell.for_each_controller(|controller, _| {

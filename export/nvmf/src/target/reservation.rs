@@ -15,19 +15,18 @@ use futures_channel::mpsc::{Receiver, Sender, channel};
 use penstock_bdev::reservation::{
     Applied, Effects, HostId, Protocol, RegistrantId, ReservationBook, SharedReservations,
 };
+use penstock_reactor::Cx;
 use penstock_spec::nvme::{NSID_ALL, Status};
 use penstock_spec::nvmf::Nqn;
 use uuid::Uuid;
 
-use super::{Target, TargetError, send};
+use super::{Target, TargetError};
 use crate::config::Nsid;
 use crate::group::GroupCell;
 use crate::reservation::{NamespaceReservations, REQUESTS_MAX, Request};
 
 /// Commands whose changes are on their way to the reactors at most; further ones wait.
 const UNDER_WAY_MAX: usize = 64;
-/// How often it is looked whether preempted commands are gone.
-const DRAIN_STEP: Duration = Duration::from_millis(1);
 
 /// The target's part of the reservations of this node.
 pub(super) struct Keeper {
@@ -105,7 +104,7 @@ impl Target {
         let status = self.decide(&request).await;
         let Some(handle) = self.0.reactors.get(from) else { return };
         // A reactor that is gone has no host that waits.
-        drop(send(handle, move |cx| {
+        drop(handle.send_patiently(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.decided(id, serial, cid, status);
             }
@@ -187,7 +186,7 @@ impl Target {
             let Ok(((), published)) = changed else { continue };
             answers.push(published);
             let effects = effects.clone();
-            answers.push(self.publish(move |cx| {
+            answers.push(self.0.reactors.tell(move |cx| {
                 if let Some(cell) = GroupCell::of(cx) {
                     cell.reservations_changed(&nqn, nsid, &effects);
                 }
@@ -211,19 +210,10 @@ impl Target {
     /// Waits until no command of these hosts is under way on the namespace, however long that takes: whoever preempted
     /// them must not be told before.
     async fn wait_for_end(&self, nqn: Nqn, nsid: Nsid, hosts: &[RegistrantId]) {
-        for handle in &self.0.reactors {
-            let hosts = hosts.to_vec();
-            let gone = handle.call_async(move |cx| async move {
-                while let Some(cell) = GroupCell::of(&cx) {
-                    if cell.is_rid_of(&nqn, nsid, &hosts) {
-                        break;
-                    }
-                    drop(cell);
-                    cx.sleep(DRAIN_STEP).await;
-                }
-            });
-            drop(gone.await);
-        }
+        let hosts = hosts.to_vec();
+        let gone = move |cx: &Cx| GroupCell::of(cx).is_none_or(|cell| cell.is_rid_of(&nqn, nsid, &hosts));
+        // A reactor that is gone serves nobody.
+        drop(self.0.reactors.wait_until(Duration::MAX, gone).await);
     }
 
     /// Takes a bdev's reservations into a new namespace.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use penstock_reactor::Answers;
 use penstock_security::chap::Policy;
 use penstock_security::tls::Context;
 use penstock_spec::nvmf::Nqn;
@@ -24,7 +25,7 @@ impl Target {
         }
         let policy = Arc::new(policy);
         self.0.state.borrow_mut().auth_policy = Arc::clone(&policy);
-        let mut answers = Vec::new();
+        let mut answers = Answers::default();
         for nqn in self.subsystem_names() {
             let changed = self.change(&nqn, |config| {
                 config.auth_policy = Arc::clone(&policy);
@@ -32,12 +33,7 @@ impl Target {
             });
             answers.extend(changed?.1);
         }
-        for answer in answers {
-            let answer = answer.map_err(TargetError::reactor("change the policy of authentication"))?;
-            // A reactor that is gone has nobody to authenticate.
-            answer.await.ok();
-        }
-        Ok(())
+        self.all(answers, "change the policy of authentication").await.map(drop)
     }
 
     /// The policy in force.
@@ -60,7 +56,7 @@ impl Target {
             state.tls = Some(Arc::clone(&context));
             Arc::new(TlsSettings { context, secure: state.secure_portids.clone() })
         };
-        let told = self.publish(move |cx| {
+        let told = self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.set_tls(&settings);
             }

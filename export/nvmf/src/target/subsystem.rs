@@ -65,7 +65,7 @@ impl Target {
         self.0.state.borrow_mut().subsystems.remove(&name);
         self.forget_reservations();
         self.publish_psks()?;
-        let mut answers = self.publish(move |cx| {
+        let mut answers = self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.remove_subsystem(&name);
             }
@@ -125,8 +125,10 @@ impl Target {
         })?;
         self.all(answers, "add a namespace").await?;
         let name = subsystem.nqn;
-        let looked =
-            self.publish(move |cx| GroupCell::of(cx).and_then(|cell| cell.channel_error(&name, nsid)));
+        let looked = self
+            .0
+            .reactors
+            .tell(move |cx| GroupCell::of(cx).and_then(|cell| cell.channel_error(&name, nsid)));
         let errors = self.all(looked, "add a namespace").await?;
         let Some(reason) = errors.into_iter().flatten().next() else { return Ok(nsid.0) };
         self.remove_ns(nqn, nsid.0).await?;
@@ -272,7 +274,7 @@ impl Target {
         })?;
         answers.extend(self.publish_discovery());
         // After the change: whoever is let in by the old generation is found here.
-        answers.extend(self.publish(move |cx| {
+        answers.extend(self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.disconnect_listener(&name, portid);
             }
@@ -338,7 +340,7 @@ impl Target {
         let what = format!("stop listening on {addr}");
         closed.await.map(drop).map_err(TargetError::reactor(what.clone()))?;
         // Discovery controllers and those who have not said yet what they want.
-        let ended = self.publish(move |cx| {
+        let ended = self.0.reactors.tell(move |cx| {
             if let Some(cell) = GroupCell::of(cx) {
                 cell.disconnect_portal(portal.portid);
             }

@@ -3,14 +3,10 @@
 
 pub mod late;
 
-use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
+use futures_executor::block_on;
 use penstock_bdev::Registry;
 use penstock_bdev::inject::{ErrorInjector, ErrorOptions, InjectOptions};
 use penstock_bdev::malloc::{Malloc, MallocOptions};
@@ -27,25 +23,6 @@ use serde_json::{Value, json};
 pub const NQN: &str = "nqn.2026-11.io.penstock:paths";
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 pub const BLOCKS: u64 = 65_536;
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-pub fn block_on<F: Future>(future: F) -> F::Output {
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut future = pin!(future);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        std::thread::park();
-    }
-}
 
 pub struct Bench {
     pub target: Target,

@@ -6,6 +6,11 @@ use penstock_security::chap::{ControllerSide, Parties, SecureChannel};
 /// How long a host may take for its next message where it has no keep-alive timeout, in nanoseconds (Base 8.3.5.5.1: two
 /// minutes).
 const MESSAGE_TIMEOUT_NS: u64 = 120_000_000_000;
+/// How long it may take at least, in nanoseconds. Linux first tests a group that it has never used, for more than the five
+/// seconds of its keep-alive timeout where the group is large and the machine slow; and it does not look at a connection that
+/// was closed meanwhile, but waits two minutes for an answer.
+const MESSAGE_TIMEOUT_MIN_NS: u64 = 30_000_000_000;
+const _: () = assert!(MESSAGE_TIMEOUT_MIN_NS <= MESSAGE_TIMEOUT_NS);
 
 /// A queue's authentication: the first, without which it executes nothing, or one of later ones.
 #[derive(Debug)]
@@ -32,8 +37,7 @@ impl QueueAuth {
         kato_ms: u32,
         now: Tick,
     ) -> Self {
-        let kato_ns = u64::from(kato_ms) * 1_000_000;
-        let timeout_ns = if kato_ns == 0 { MESSAGE_TIMEOUT_NS } else { kato_ns };
+        let timeout_ns = message_timeout_ns(kato_ms);
         let side = ControllerSide::new(parties, channel);
         let deadline = now.plus_ns(timeout_ns);
         Self { parties, channel, locked, side, waiting: None, timeout_ns, deadline }
@@ -48,5 +52,26 @@ impl QueueAuth {
         }
         self.deadline = now.plus_ns(self.timeout_ns);
         self.deadline
+    }
+}
+
+/// How long a host with this keep-alive timeout may take for its next message, in nanoseconds.
+fn message_timeout_ns(kato_ms: u32) -> u64 {
+    match u64::from(kato_ms) * 1_000_000 {
+        0 => MESSAGE_TIMEOUT_NS,
+        kato_ns => kato_ns.max(MESSAGE_TIMEOUT_MIN_NS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A Linux host that tested a group of 6144 bits for six seconds, with a keep-alive timeout of five, was let go for it.
+    #[test]
+    fn a_host_may_take_longer_for_a_message_than_its_keep_alive_timeout() {
+        assert_eq!(message_timeout_ns(5_000), 30_000_000_000);
+        assert_eq!(message_timeout_ns(60_000), 60_000_000_000);
+        assert_eq!(message_timeout_ns(0), 120_000_000_000);
     }
 }

@@ -182,6 +182,11 @@ impl Group {
             if stuck {
                 tracing::warn!(peer = ?entry.wire.sock().peer_addr(), "a host keeps buffers and does not go on: closed");
             }
+            if now >= entry.deadline && !entry.winding_up && entry.is_locked() {
+                let auth = entry.auth.as_deref();
+                let (host, state) = (auth.map(|auth| auth.parties.host), auth.map(|auth| auth.side.state_name()));
+                tracing::warn!(?host, ?state, "a host takes too long to authenticate itself: closed");
+            }
             if dead || stuck || now >= entry.deadline || entry.conn.state() == ConnState::Closed {
                 self.close(index);
             }

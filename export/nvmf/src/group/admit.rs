@@ -184,7 +184,8 @@ impl Group {
             }
             if now >= entry.deadline && !entry.winding_up && entry.is_locked() {
                 let auth = entry.auth.as_deref();
-                let (host, state) = (auth.map(|auth| auth.parties.host), auth.map(|auth| auth.side.state_name()));
+                let (host, state) =
+                    (auth.map(|auth| auth.parties.host), auth.map(|auth| auth.side.state_name()));
                 tracing::warn!(?host, ?state, "a host takes too long to authenticate itself: closed");
             }
             if dead || stuck || now >= entry.deadline || entry.conn.state() == ConnState::Closed {

@@ -8,12 +8,13 @@ use uuid::Uuid;
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::clock::Clock;
+use crate::codec::Codec;
 use crate::crc::crc32c;
 use crate::flow::{DiskError, Flow, buffer};
 use crate::format::FormatError;
 use crate::format::egroup::{
-    CODEC_RAW, EGROUP_BLOCKS_MAX, EXTENT_BLOCKS_MAX, EXTENTS_MAX, ExtentEntry, HeaderPart, SECTOR_BYTES,
-    header_blocks, identity, write_header,
+    EGROUP_BLOCKS_MAX, EXTENT_BLOCKS_MAX, EXTENTS_MAX, ExtentEntry, HeaderPart, KIND_DATA, SECTOR_BYTES,
+    SECTORS_PER_BLOCK, header_blocks, identity, write_header,
 };
 use crate::id::{
     BLOCK_BYTES, DiskBlock, DiskNo, EgroupId, ExtentNo, Generation, LaneNo, ShardId, VBlock, count32, index,
@@ -22,7 +23,7 @@ use crate::state::Egroup;
 
 /// Blocks of one device write at most.
 const CHUNK_BLOCKS: usize = 256;
-const SECTORS_PER_BLOCK: usize = BLOCK_BYTES / SECTOR_BYTES;
+const CHUNK_BYTES: usize = CHUNK_BLOCKS * BLOCK_BYTES;
 
 /// A checked header part.
 pub type Header = HeaderPart<Buf>;
@@ -92,22 +93,24 @@ pub struct Builder {
     extents: Vec<ExtentEntry>,
     crcs: Vec<u32>,
     chunks: Vec<Buf>,
-    /// Blocks of extents so far.
-    blocks: usize,
+    /// Bytes of extents so far, a multiple of a sector.
+    bytes: usize,
+    /// Blocks of extents so far when decoded.
+    decoded: usize,
 }
 
 impl Builder {
     /// An empty one.
     #[must_use]
     pub fn new(id: EgroupId) -> Self {
-        Self { id, extents: Vec::new(), crcs: Vec::new(), chunks: Vec::new(), blocks: 0 }
+        Self { id, extents: Vec::new(), crcs: Vec::new(), chunks: Vec::new(), bytes: 0, decoded: 0 }
     }
 
     /// Whether an extent of `blocks` blocks more has room.
     #[must_use]
     pub fn has_room(&self, blocks: usize) -> bool {
         let header = header_blocks(self.extents.len() + 1, self.crcs.len() + blocks);
-        self.extents.len() < EXTENTS_MAX && header + self.blocks + blocks <= EGROUP_BLOCKS_MAX
+        self.extents.len() < EXTENTS_MAX && header + self.data_blocks() + blocks <= EGROUP_BLOCKS_MAX
     }
 
     /// Whether nothing is in it.
@@ -116,10 +119,10 @@ impl Builder {
         self.extents.is_empty()
     }
 
-    /// Blocks of extents.
+    /// Blocks of extents, as they are stored.
     #[must_use]
     pub fn data_blocks(&self) -> usize {
-        self.blocks
+        self.bytes.div_ceil(BLOCK_BYTES)
     }
 
     /// The number that the next extent gets.
@@ -130,7 +133,7 @@ impl Builder {
 
     /// Makes sure that there is memory for an extent.
     pub async fn reserve(&mut self) {
-        while self.chunks.len() * CHUNK_BLOCKS < self.blocks + EXTENT_BLOCKS_MAX {
+        while self.chunks.len() * CHUNK_BLOCKS < self.data_blocks() + EXTENT_BLOCKS_MAX {
             self.chunks.push(buffer(CHUNK_BLOCKS * BLOCK_BYTES).await);
         }
     }
@@ -150,38 +153,76 @@ impl Builder {
             (1..=EXTENT_BLOCKS_MAX).contains(&count) && self.has_room(count),
             "an extent of {count} blocks"
         );
+        self.pad(BLOCK_BYTES);
+        self.push_entry(owner, kind, Codec::Raw, count, count * BLOCK_BYTES);
+        for bytes in blocks {
+            self.put(bytes);
+            self.crcs.push(crc32c(bytes));
+        }
+    }
+
+    /// Adds an extent of data of `blocks` blocks that `codec` made `stored` of.
+    ///
+    /// # Panics
+    /// As [`Self::push`].
+    pub fn push_coded(&mut self, owner: (ShardId, VBlock), codec: Codec, blocks: usize, stored: &[u8]) {
+        assert!(
+            (1..=EXTENT_BLOCKS_MAX).contains(&blocks) && self.has_room(blocks),
+            "an extent of {blocks} blocks"
+        );
+        self.push_entry(owner, KIND_DATA, codec, blocks, stored.len());
+        self.put(stored);
+        self.crcs.push(crc32c(stored));
+        self.pad(SECTOR_BYTES);
+    }
+
+    fn push_entry(&mut self, owner: (ShardId, VBlock), kind: u8, codec: Codec, blocks: usize, stored: usize) {
         self.extents.push(ExtentEntry {
             shard: U64::new(owner.0.0),
             block: U64::new(owner.1.0),
-            sector: U32::new(count32(self.blocks * SECTORS_PER_BLOCK)),
-            stored_bytes: U32::new(count32(count * BLOCK_BYTES)),
+            sector: U32::new(count32(self.bytes / SECTOR_BYTES)),
+            stored_bytes: U32::new(count32(stored)),
             first_crc: U16::new(u16::try_from(self.crcs.len()).unwrap_or(u16::MAX)),
-            blocks: u8::try_from(count).unwrap_or(u8::MAX),
-            codec: CODEC_RAW,
+            blocks: u8::try_from(blocks).unwrap_or(u8::MAX),
+            codec: codec as u8,
             kind,
             reserved: [0; 3],
         });
-        for bytes in blocks {
-            let at = self.blocks % CHUNK_BLOCKS;
-            let chunk = self.chunks.get_mut(self.blocks / CHUNK_BLOCKS);
-            let room = chunk.and_then(|chunk| chunk.get_mut(at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES));
+        self.decoded += blocks;
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        let mut left = bytes;
+        while !left.is_empty() {
+            let at = self.bytes % CHUNK_BYTES;
+            let (now, later) = left.split_at(left.len().min(CHUNK_BYTES - at));
+            let chunk = self.chunks.get_mut(self.bytes / CHUNK_BYTES);
+            let room = chunk.and_then(|chunk| chunk.get_mut(at..at + now.len()));
             let Some(room) = room else { panic!("an egroup's chunks are too short") };
-            room.copy_from_slice(bytes);
-            self.crcs.push(crc32c(bytes));
-            self.blocks += 1;
+            room.copy_from_slice(now);
+            self.bytes += now.len();
+            left = later;
         }
+    }
+
+    /// Zeroes up to the next multiple of `unit` bytes.
+    fn pad(&mut self, unit: usize) {
+        const ZEROES: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+        let missing = self.bytes.next_multiple_of(unit) - self.bytes;
+        self.put(ZEROES.get(..missing).unwrap_or_default());
     }
 
     /// Adds an extent that nobody needs any more: its number stays taken, its blocks are gone.
     pub fn push_dead(&mut self, entry: &ExtentEntry) {
-        let (sector, first_crc) = (U32::new(0), U16::new(0));
-        self.extents.push(ExtentEntry { sector, first_crc, blocks: 0, stored_bytes: U32::ZERO, ..*entry });
+        let (sector, first_crc, codec) = (U32::new(0), U16::new(0), Codec::Raw as u8);
+        let stored_bytes = U32::ZERO;
+        self.extents.push(ExtentEntry { sector, first_crc, codec, blocks: 0, stored_bytes, ..*entry });
     }
 
     /// Blocks in all.
     #[must_use]
     pub fn total_blocks(&self) -> usize {
-        header_blocks(self.extents.len(), self.crcs.len()) + self.blocks
+        header_blocks(self.extents.len(), self.crcs.len()) + self.data_blocks()
     }
 
     /// Writes it to `first` on `disk`, which is plugged in at `at`. It is durable after the next flush there.
@@ -198,15 +239,16 @@ impl Builder {
         first: DiskBlock,
     ) -> Result<Egroup, DiskError> {
         let header = header_blocks(self.extents.len(), self.crcs.len());
-        let shift = count32(header * SECTORS_PER_BLOCK);
+        self.pad(BLOCK_BYTES);
+        let shift = count32(header) * SECTORS_PER_BLOCK;
         self.extents.iter_mut().filter(|extent| extent.blocks > 0).for_each(|extent| extent.sector += shift);
-        let blocks = header + self.blocks;
+        let blocks = header + self.data_blocks();
         let mut buf = buffer(header * BLOCK_BYTES).await;
         let identity = identity(owner.pool, u32::from(disk.0), owner.lane, self.id, first.0);
         let header_crc = write_header(&identity, generation, blocks, &self.extents, &self.crcs, &mut buf);
         flow.write(at, first, buf).await?;
         let mut next = first.0 + header as u64;
-        let mut left = self.blocks;
+        let mut left = self.data_blocks();
         for mut chunk in std::mem::take(&mut self.chunks) {
             let count = left.min(CHUNK_BLOCKS);
             if count == 0 {
@@ -224,7 +266,8 @@ impl Builder {
             blocks: count32(blocks),
             header_blocks: count32(header),
             header_crc,
-            live: self.blocks as u64,
+            decoded: count32(self.decoded),
+            live: self.decoded as u64,
         })
     }
 }
@@ -234,8 +277,12 @@ impl Builder {
 pub struct Piece {
     /// Of which extent.
     pub entry: ExtentEntry,
-    /// The first block on the disk.
+    /// The first block on the disk …
     pub at: DiskBlock,
+    /// … how many of them …
+    pub disk_blocks: u32,
+    /// … and bytes in the first of them before the extent: one that is encoded is read as a whole.
+    lead: u16,
     /// The first block in the extent.
     pub first: u8,
     /// How many.
@@ -250,15 +297,45 @@ pub fn piece(egroup: &Egroup, header: &Header, extent: ExtentNo, first: u8, bloc
     if u16::from(first) + u16::from(blocks) > u16::from(entry.blocks) || blocks == 0 {
         return None;
     }
-    let block = index(entry.sector.get()) / SECTORS_PER_BLOCK;
-    let at = egroup.first.0 + block as u64 + u64::from(first);
-    Some(Piece { entry, at: DiskBlock(at), first, blocks })
+    let sector = entry.sector.get();
+    let begin = egroup.first.0 + u64::from(sector / SECTORS_PER_BLOCK);
+    if entry.codec == Codec::Raw as u8 {
+        let at = DiskBlock(begin + u64::from(first));
+        return Some(Piece { entry, at, disk_blocks: u32::from(blocks), lead: 0, first, blocks });
+    }
+    let lead = index(sector % SECTORS_PER_BLOCK) * SECTOR_BYTES;
+    let disk_blocks = count32((lead + index(entry.stored_bytes.get())).div_ceil(BLOCK_BYTES));
+    let lead = u16::try_from(lead).ok()?;
+    Some(Piece { entry, at: DiskBlock(begin), disk_blocks, lead, first, blocks })
 }
 
-/// Whether `bytes` are the blocks of `piece`.
+impl Piece {
+    /// How the extent is stored.
+    #[must_use]
+    pub fn codec(&self) -> Codec {
+        Codec::of(self.entry.codec).unwrap_or_default()
+    }
+
+    /// The stored bytes among the disk blocks that were read: of a raw extent the blocks of the piece, else the whole extent.
+    #[must_use]
+    pub fn stored<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let len = match self.codec() {
+            Codec::Raw => usize::from(self.blocks) * BLOCK_BYTES,
+            _ => index(self.entry.stored_bytes.get()),
+        };
+        let lead = usize::from(self.lead);
+        bytes.get(lead..lead + len)
+    }
+}
+
+/// Whether `bytes` are the disk blocks of `piece`.
 #[must_use]
 pub fn verify(header: &Header, piece: &Piece, bytes: &[u8]) -> bool {
-    let blocks = bytes.chunks_exact(BLOCK_BYTES);
+    let Some(stored) = piece.stored(bytes) else { return false };
+    if piece.codec() != Codec::Raw {
+        return header.crc(&piece.entry, 0) == Some(crc32c(stored));
+    }
+    let blocks = stored.chunks_exact(BLOCK_BYTES);
     blocks.len() == usize::from(piece.blocks)
         && (usize::from(piece.first)..)
             .zip(blocks)
@@ -294,7 +371,7 @@ pub async fn read_header(
     parse_header(owner, id, egroup, bytes.map_err(|source| ReadError::Disk { id, source })?)
 }
 
-/// Reads and verifies blocks of an extent whose header part is at hand.
+/// Reads and verifies blocks of an extent whose header part is at hand; they are as they are stored ([`Piece::stored`]).
 ///
 /// # Errors
 /// [`ReadError`].
@@ -306,10 +383,8 @@ pub async fn read_piece(
     piece: &Piece,
     at: DiskNo,
 ) -> Result<Buf, ReadError> {
-    let bytes = flow
-        .read(at, piece.at, u32::from(piece.blocks))
-        .await
-        .map_err(|source| ReadError::Disk { id, source })?;
+    let bytes =
+        flow.read(at, piece.at, piece.disk_blocks).await.map_err(|source| ReadError::Disk { id, source })?;
     if verify(header, piece, &bytes) { Ok(bytes) } else { Err(ReadError::Checksum { id, extent }) }
 }
 

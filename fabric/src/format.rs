@@ -16,8 +16,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::crc::crc32c_of;
 use crate::id::{LaneNo, index};
 
-/// The format that this program writes.
-pub const VERSION: u16 = 1;
+/// The format that this program writes. 2: extents and payloads of the log may be encoded; the index knows how many blocks an egroup
+/// has when decoded. What version 1 wrote is read as it is.
+pub const VERSION: u16 = 2;
 
 /// What a structure is, by its first eight bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -43,6 +43,7 @@ pub use open::{LaneError, OpenReport};
 
 use crate::alloc::{Free, RESERVE_BLOCKS, Regions};
 use crate::cache::{BlockCache, CacheStats};
+use crate::codec::{Codec, Coder, Compression};
 use crate::egroup::{HeaderCache, Owner};
 use crate::flow::{DiskIo, Flow};
 use crate::format::superblock::Layout;
@@ -101,6 +102,16 @@ pub struct LanePlace {
     pub disks: Vec<LaneDisk>,
 }
 
+/// What becomes of a shard's data.
+#[derive(Debug, Clone, Copy, Default)]
+struct ShardPolicy {
+    compression: Compression,
+    /// Payloads of the log that are not tried, as many before them did not shrink …
+    skip: u32,
+    /// … in a row.
+    failures: u32,
+}
+
 /// The data path's part of a lane.
 #[derive(Debug)]
 struct Core {
@@ -136,6 +147,16 @@ struct Core {
     checksum_errors: u64,
     want_collect: bool,
     want_settle: bool,
+    /// What becomes of the shards' data, where that is not the default.
+    policies: FixedMap<ShardId, ShardPolicy>,
+    /// Where any of them wants to have data encoded, or something encoded has been read.
+    coder: Option<Box<Coder>>,
+    /// Units of background work since the data path last had its turn.
+    worked: usize,
+    /// Egroups with serial numbers from here …
+    encode_from: u64,
+    /// … up to here are looked through for what is to be encoded.
+    encode_until: u64,
     /// The state when a lack of room last made it look for garbage.
     collected: Lsn,
     /// Blocks that were zeroed since zeroes were last freed ahead of their turn, and how many make it worth the next
@@ -153,7 +174,9 @@ pub struct Usage {
     pub free_blocks: u64,
     /// Blocks that egroups occupy.
     pub used_blocks: u64,
-    /// Blocks of egroups that maps refer to (exact after [`Lane::collect`]).
+    /// Blocks of data and nodes in these egroups when decoded.
+    pub decoded_blocks: u64,
+    /// Blocks of egroups that maps refer to, decoded (exact after a mark).
     pub live_blocks: u64,
     /// Blocks of memory that wait to be drained.
     pub undrained_blocks: u64,
@@ -234,12 +257,25 @@ impl Lane {
         Usage {
             free_blocks: core.free_blocks(),
             used_blocks: core.state.used_blocks(),
+            decoded_blocks: core.state.egroups.values().map(|egroup| u64::from(egroup.decoded)).sum(),
             live_blocks: core.state.egroups.values().map(|egroup| egroup.live).sum(),
             undrained_blocks: core.tables.slots() as u64,
             log_segments: core.log.segments_used(),
             full: core.full,
             checksum_errors: core.checksum_errors,
         }
+    }
+
+    /// Changes what becomes of a shard's data from now on. It is not kept on disk: whoever opens the lane says it again.
+    pub fn set_compression(&self, shard: ShardId, compression: Compression) {
+        let mut core = self.0.borrow_mut();
+        if compression.codec == Codec::Raw {
+            core.policies.remove(&shard);
+            return;
+        }
+        core.coder.get_or_insert_default();
+        core.encode_from = 0;
+        core.policies.insert(shard, ShardPolicy { compression, ..ShardPolicy::default() });
     }
 
     /// Changes how many blocks of data are kept in memory.

@@ -18,6 +18,7 @@
 pub mod alloc;
 pub mod cache;
 pub mod clock;
+pub mod codec;
 pub mod crc;
 pub mod driver;
 pub mod egroup;

@@ -28,7 +28,9 @@ pub struct Egroup {
     pub header_blocks: u32,
     /// The header's CRC.
     pub header_crc: u32,
-    /// Blocks that maps refer to: exactly, where no snapshot shares them; else at most.
+    /// Blocks of data and nodes when decoded.
+    pub decoded: u32,
+    /// Blocks (decoded) that maps refer to: exactly, where no snapshot shares them; else at most.
     pub live: u64,
 }
 
@@ -188,7 +190,7 @@ pub fn egroup_op(id: EgroupId, egroup: &Egroup) -> MetaOp {
         disk: U16::new(egroup.disk.0),
         crc: U32::new(egroup.header_crc),
         a: U64::new(egroup.first.0),
-        b: U64::new(u64::from(egroup.blocks)),
+        b: U64::new(u64::from(egroup.blocks) | u64::from(egroup.decoded) << 32),
         c: U64::new(egroup.live),
         d: U32::new(egroup.generation.0),
         e: U32::new(egroup.header_blocks),
@@ -243,10 +245,15 @@ fn root_of(op: &MetaOp, wrong: StateError) -> Result<Root, StateError> {
 }
 
 fn egroup_of(op: &MetaOp, wrong: StateError) -> Result<Egroup, StateError> {
-    let blocks = u32::try_from(op.b.get()).map_err(|_| wrong)?;
+    let blocks = u32::try_from(op.b.get() & 0xffff_ffff).map_err(|_| wrong)?;
     if blocks == 0 || op.e.get() == 0 || op.e.get() > blocks {
         return Err(wrong);
     }
+    // Version 1 knew of none that were encoded.
+    let decoded = match u32::try_from(op.b.get() >> 32).map_err(|_| wrong)? {
+        0 => blocks - op.e.get(),
+        decoded => decoded,
+    };
     Ok(Egroup {
         generation: Generation(op.d.get()),
         disk: DiskNo(op.disk.get()),
@@ -254,6 +261,7 @@ fn egroup_of(op: &MetaOp, wrong: StateError) -> Result<Egroup, StateError> {
         blocks,
         header_blocks: op.e.get(),
         header_crc: op.crc.get(),
+        decoded,
         live: op.c.get(),
     })
 }
@@ -270,6 +278,7 @@ mod tests {
             blocks: 9,
             header_blocks: 1,
             header_crc: 5,
+            decoded: 20,
             live: 8,
         }
     }

@@ -8,26 +8,35 @@ use std::fs;
 use std::path::Path;
 
 use penstock_bdev::IoStatus;
+use penstock_fabric::codec::Codec;
 use penstock_fabric::flow::Flow;
 use penstock_fabric::format::checkpoint::{MetaKind, MetaOp};
 use penstock_fabric::format::egroup::{ExtentEntry, HeaderPart, identity, write_header};
-use penstock_fabric::format::log::RecordKind;
+use penstock_fabric::format::log::{BATCH_HEADER_BYTES, BatchHeader, RECORD_BYTES, RecordHeader, RecordKind};
 use penstock_fabric::format::superblock::{Layout, Superblock, Tier};
-use penstock_fabric::format::{Identity, Magic};
+use penstock_fabric::format::{Identity, Magic, Prefix};
 use penstock_fabric::id::{
     BLOCK_BYTES, DiskBlock, DiskNo, EgroupId, ExtentNo, Generation, LaneNo, SegmentNo, ShardId, VBlock,
 };
 use penstock_fabric::log::{Log, LogPlace, LogPosition, Record};
 use penstock_fabric::map::{Edit, Found, NODES_MIN, NodeCache, NodeRef, Page, Root, Target, lookup};
 use uuid::Uuid;
-use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, IntoBytes};
 
 const POOL: Uuid = Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
 
+/// What version 1 wrote as `name`, filled up to a block.
+fn first_version(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1").join(name);
+    let mut bytes = fs::read(path).unwrap();
+    bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
+    bytes
+}
+
 /// The committed bytes of `name`, which must be `now`; trailing zeroes are not in the file.
 fn pinned(name: &str, now: &[u8]) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v2").join(name);
     let len = now.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     if !path.exists() && std::env::var_os("PENSTOCK_WRITE_FIXTURES").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -59,7 +68,9 @@ fn a_superblock() {
     };
     let bytes = superblock.to_block(DiskBlock(255));
     pinned("superblock", &bytes);
-    assert_eq!(Superblock::parse(&bytes, DiskBlock(255)).unwrap(), superblock);
+    for bytes in [bytes.to_vec(), first_version("superblock")] {
+        assert_eq!(Superblock::parse(&bytes, DiskBlock(255)).unwrap(), superblock);
+    }
 }
 
 #[test]
@@ -86,6 +97,11 @@ fn a_log_segment_with_a_batch() {
     };
     log.append(&record(RecordKind::Write, 1), BLOCK_BYTES, |room| room.fill(0xab)).unwrap();
     log.append(&record(RecordKind::Zero, 1 << 40), 0, |_| {}).unwrap();
+    let lz4 = [0x1f, 0xab, 1, 0, 255, 255];
+    log.append_coded(&record(RecordKind::Write, 2), Codec::Lz4, 2 * BLOCK_BYTES, lz4.len(), |room| {
+        room.copy_from_slice(&lz4);
+    })
+    .unwrap();
     let op = MetaOp { a: U64::new(2), b: U64::new(3), c: U64::new(4), ..MetaOp::of(MetaKind::EgroupLive, 5) };
     log.append(&record(RecordKind::Meta, 0), 64, |room| room.copy_from_slice(op.as_bytes())).unwrap();
     log.turn(&flow);
@@ -96,7 +112,15 @@ fn a_log_segment_with_a_batch() {
     pinned("log_segment", &bytes);
     io.io.status = IoStatus::Success;
     log.complete(io);
-    assert_eq!(log.durable_end().lsn.0, 4);
+    assert_eq!(log.durable_end().lsn.0, 5);
+    for bytes in [bytes, first_version("log_segment")] {
+        let batch = BatchHeader::parse(&bytes[BLOCK_BYTES..]).unwrap();
+        for number in 0..usize::try_from(batch.records.get()).unwrap() {
+            let header = &bytes[BLOCK_BYTES + BATCH_HEADER_BYTES + number * RECORD_BYTES..];
+            let (header, _) = RecordHeader::read_from_prefix(header).unwrap();
+            header.payload(&bytes[2 * BLOCK_BYTES..]).unwrap();
+        }
+    }
 }
 
 #[test]
@@ -115,12 +139,15 @@ fn an_egroup_header() {
         reserved: [0; 3],
     };
     let mut bytes = [0; BLOCK_BYTES];
-    let extents = [extent(40, 2, 8, 0), extent(99, 1, 24, 2)];
-    write_header(&identity, Generation(3), 4, &extents, &[11, 22, 33], &mut bytes);
+    let encoded = ExtentEntry { stored_bytes: U32::new(700), codec: 1, ..extent(200, 16, 32, 3) };
+    let extents = [extent(40, 2, 8, 0), extent(99, 1, 24, 2), encoded];
+    write_header(&identity, Generation(3), 5, &extents, &[11, 22, 33, 44], &mut bytes);
     pinned("egroup_header", &bytes);
-    let part = HeaderPart::parse(&identity, Generation(3), &bytes[..]).unwrap();
-    assert_eq!(part.extent(ExtentNo(1)), Some(extents[1]));
-    assert_eq!(part.crc(&extents[1], 0), Some(33));
+    for bytes in [bytes.to_vec(), first_version("egroup_header")] {
+        let part = HeaderPart::parse(&identity, Generation(3), &bytes[..]).unwrap();
+        assert_eq!(part.extent(ExtentNo(1)), Some(extents[1]));
+        assert_eq!(part.crc(&extents[1], 0), Some(33));
+    }
 }
 
 #[test]
@@ -145,6 +172,9 @@ fn a_leaf_and_an_inner_node_of_a_map() {
         &mut |node, page| nodes.push((node, page)),
     );
     assert_eq!((root.level, nodes.len()), (1, 3));
+    // The checksums are other ones in the second version.
+    let leaf = Prefix::parse(Magic::NODE, &first_version("map_leaf")).unwrap();
+    Page::parse(&node_identity(&nodes[0].0), leaf.crc.get(), &first_version("map_leaf")).unwrap();
     pinned("map_leaf", nodes[0].1.bytes());
     pinned("map_inner", nodes[2].1.bytes());
     for (node, page) in &nodes {

@@ -7,6 +7,7 @@ mod bench;
 
 use bench::{Bench, Oracle, Work, format, open, place};
 use penstock_bdev::{IoStatus, Op};
+use penstock_fabric::codec::{Codec, Compression};
 use penstock_fabric::flow::Flow;
 use penstock_fabric::id::ShardId;
 use penstock_fabric::lane::{Lane, LanePlace, WorkError};
@@ -72,6 +73,17 @@ fn load(world: &mut World, bench: &mut Bench, rng: &mut Rng, steps: u64, span: u
     Ok(())
 }
 
+/// Some shards want to have their data encoded, now or later, some not; what is there is, now and then.
+fn compress(bench: &Bench, rng: &mut Rng) {
+    for number in 1..=3 {
+        let codec = [Codec::Raw, Codec::Lz4, Codec::Zstd][usize::try_from(rng.below(3)).unwrap()];
+        bench.lane.set_compression(shard(number), Compression { codec, inline: rng.chance(600) });
+    }
+    if rng.chance(300) {
+        bench.lane.compress(bench.lane.egroup_mark());
+    }
+}
+
 /// Load with snapshots of one or all shards in between, and one deleted.
 fn snapshots_under_load(
     world: &mut World,
@@ -80,6 +92,7 @@ fn snapshots_under_load(
     life: u64,
 ) -> Result<(), PowerCut> {
     for part in 0..4 {
+        compress(bench, rng);
         load(world, bench, rng, 70, 1500)?;
         let all = [shard(1), shard(2), shard(3)];
         let shards = if rng.chance(500) { &all[..1] } else { &all[..] };
@@ -230,6 +243,43 @@ fn insist(world: &mut World, bench: &mut Bench, shard: ShardId, op: Op, block: u
 }
 
 #[test]
+fn what_compresses_takes_less_room_at_once_or_later_and_is_read_in_parts() {
+    for (codec, inline) in
+        [(Codec::Lz4, true), (Codec::Zstd, true), (Codec::Lz4, false), (Codec::Zstd, false)]
+    {
+        let (mut world, place, mut bench) = fresh(10, 1);
+        bench.lane.set_compression(shard(1), Compression { codec, inline });
+        for block in (0..960).step_by(16) {
+            insist(&mut world, &mut bench, shard(1), Op::Write, block, 16);
+        }
+        bench.settle(&mut world).unwrap();
+        let before = bench.lane.usage();
+        assert_eq!(before.used_blocks < before.decoded_blocks / 2, inline, "{before:?}");
+        bench.lane.set_cache_blocks(0);
+        bench.read_all(&mut world);
+        bench.lane.compress(bench.lane.egroup_mark());
+        for _ in 0..600 {
+            world.step(&mut bench).unwrap();
+        }
+        let usage = bench.lane.usage();
+        assert!(usage.used_blocks < usage.decoded_blocks / 2, "{codec:?}: {usage:?}");
+        bench.check_space(&place);
+        bench.read_all(&mut world);
+        // Parts of extents, written over in the middle.
+        insist(&mut world, &mut bench, shard(1), Op::Write, 100, 3);
+        bench.settle(&mut world).unwrap();
+        bench.lane.set_cache_blocks(512);
+        for block in (0..950).step_by(5) {
+            insist(&mut world, &mut bench, shard(1), Op::Read, block, 9);
+        }
+        bench.quiesce(&mut world).unwrap();
+        let bench = reopen(&mut world, &place, bench);
+        bench.check_space(&place);
+        assert_eq!(bench.background_error, None);
+    }
+}
+
+#[test]
 fn a_full_disk_says_so_reads_on_and_comes_back_to_life_by_unmaps_and_deletes() {
     let (mut world, place, mut bench) = fresh(4, 1);
     bench.tolerated.insert(IoStatus::NoSpace as u8);
@@ -341,6 +391,42 @@ fn a_disk_that_stalls_delays_and_one_that_fails_ends_writes_but_no_reads() {
     assert_eq!(bench.lane.failed(), None);
 }
 
+/// Writes the same blocks again and again, which needs no memory, until the log is full.
+fn fill_up(world: &mut World, bench: &mut Bench, rng: &mut Rng) {
+    let mut refused = 0;
+    while refused < 50 {
+        if bench.submit(shard(1), None, Op::Write, rng.below(3) * 64, 64) {
+            refused = 0;
+        } else {
+            world.step(bench).unwrap();
+            refused += 1;
+        }
+    }
+    bench.quiesce(world).unwrap();
+}
+
+/// What comes while a checkpoint is being written is not in it: the log keeps that until the next one is there.
+#[test]
+fn a_checkpoint_lets_go_of_no_more_of_the_log_than_it_has() {
+    for steps in 0..24 {
+        let (mut world, place, mut bench) = fresh(11, 1);
+        let mut rng = Rng::seeded(steps);
+        bench.submit(shard(1), None, Op::Write, 0, 8);
+        bench.quiesce(&mut world).unwrap();
+        bench.lane.want_settle();
+        for round in [steps, 3] {
+            for _ in 0..round {
+                world.step(&mut bench).unwrap();
+            }
+            bench.paused = true;
+            fill_up(&mut world, &mut bench, &mut rng);
+            bench.paused = false;
+        }
+        world.cut();
+        reopen(&mut world, &place, bench);
+    }
+}
+
 /// A read that a slow disk holds up still gets what it was sent for: nobody is given that space before it is back.
 #[test]
 fn space_that_is_being_read_is_not_used_again() {
@@ -357,12 +443,17 @@ fn space_that_is_being_read_is_not_used_again() {
     for _ in 0..160 {
         insist(&mut world, &mut bench, shard(1), Op::Write, 0, 64);
         bench.lane.want_settle();
-        while world.step(&mut bench).unwrap() {}
+        for _ in 0..60 {
+            world.step(&mut bench).unwrap();
+        }
     }
     world.disks[0].reads_stalled = false;
     bench.quiesce(&mut world).unwrap();
     bench.read_all(&mut world);
     bench.check_space(&place);
+    // What nobody shares is free without a mark.
+    let usage = bench.lane.usage();
+    assert!(usage.used_blocks < 80 && usage.live_blocks == 65, "{usage:?}");
 }
 
 #[test]
@@ -396,8 +487,14 @@ fn power_may_go_between_any_two_ios_of_a_short_life() {
 }
 
 #[test]
-fn an_image_of_the_first_version_still_opens() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1");
+fn images_of_all_versions_still_open() {
+    for version in ["v1", "v2"] {
+        opens(version);
+    }
+}
+
+fn opens(version: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(version);
     if !path.join("image").exists() && std::env::var_os("PENSTOCK_WRITE_FIXTURES").is_some() {
         let (image, oracle) = an_image();
         std::fs::write(path.join("image"), image).unwrap();
@@ -428,11 +525,13 @@ fn an_image_of_the_first_version_still_opens() {
 /// A disk with data in maps, in a snapshot and in the log, and what must be found there.
 fn an_image() -> (Vec<u8>, String) {
     let (mut world, _, mut bench) = fresh(8, 1);
-    load(&mut world, &mut bench, &mut Rng::seeded(8), 20, 64).unwrap();
+    bench.lane.set_compression(shard(2), Compression { codec: Codec::Lz4, inline: true });
+    bench.lane.set_compression(shard(3), Compression { codec: Codec::Zstd, inline: true });
+    load(&mut world, &mut bench, &mut Rng::seeded(8), 9, 40).unwrap();
     bench.quiesce(&mut world).unwrap();
     bench.snapshot(&[shard(1)], 1);
     bench.settle(&mut world).unwrap();
-    load(&mut world, &mut bench, &mut Rng::seeded(9), 5, 64).unwrap();
+    load(&mut world, &mut bench, &mut Rng::seeded(9), 3, 40).unwrap();
     bench.quiesce(&mut world).unwrap();
     // Of each block: number, length, bytes; then the first eight bytes again and again. Blocks of zeroes are left out.
     let mut image = Vec::new();

@@ -26,7 +26,7 @@ mutants=(
   'a clone shares nothing~lane/commit.rs~shard_op(shard, root, mapped, core.state.next_egroup)~shard_op(shard, root, mapped, 0)'
   'dead blocks are not counted~lane/drain.rs~*drain.dead.entry(dead.egroup).or_insert(0) += dead.blocks;~'
   'the log is trimmed to its end~lane/checkpoint.rs~core.log.trim(checkpoint.replay_from.segment);~let end = core.log.durable_end().segment; core.log.trim(end);'
-  'a drained table comes back after a restart~lane/open.rs~if lsn <= self.state.drained || ~if '
+  'an encoded extent is not verified~egroup.rs~return header.crc(&piece.entry, 0) == Some(crc32c(stored));~return true;'
   'a reader sees what is not durable~lane/read.rs~if read.seen < self.log.durable_end().lsn {~if true {'
 )
 

@@ -12,6 +12,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{FormatError, Identity, Magic, PREFIX_BYTES, Prefix, put, seal, take};
+use crate::codec::Codec;
 use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, Generation, ShardId, VBlock, count32, index};
 
 /// Blocks of an egroup at most, header included: 4 MiB.
@@ -20,6 +21,9 @@ pub const EGROUP_BLOCKS_MAX: usize = 1024;
 pub const EXTENT_BLOCKS_MAX: usize = 16;
 /// Extents lie at multiples of this many bytes.
 pub const SECTOR_BYTES: usize = 512;
+/// Sectors of a block.
+pub const SECTORS_PER_BLOCK: u32 = 8;
+const _: () = assert!(SECTORS_PER_BLOCK as usize * SECTOR_BYTES == BLOCK_BYTES);
 /// Length of [`EgroupHeader`].
 pub const EGROUP_HEADER_BYTES: usize = 128;
 /// Length of [`ExtentEntry`].
@@ -32,8 +36,6 @@ pub const EXTENTS_MAX: usize = EGROUP_BLOCKS_MAX;
 pub const EGROUP_HEADER_BLOCKS_MAX: usize = header_blocks(EXTENTS_MAX, EGROUP_BLOCKS_MAX);
 const _: () = assert!(EGROUP_HEADER_BLOCKS_MAX == 10);
 
-/// The extent is stored as it is, a CRC for each block.
-pub const CODEC_RAW: u8 = 0;
 /// The extent is a node of a block map, stored as it is.
 pub const KIND_NODE: u8 = 1;
 /// The extent has data of a vdisk.
@@ -76,7 +78,7 @@ pub struct ExtentEntry {
     pub first_crc: U16,
     /// Length in blocks when decoded.
     pub blocks: u8,
-    /// `CODEC_RAW`.
+    /// A [`Codec`]: stored as it is, a CRC for each block, from a multiple of a block on; else one CRC over the stored bytes.
     pub codec: u8,
     /// `KIND_`.
     pub kind: u8,
@@ -85,6 +87,15 @@ pub struct ExtentEntry {
 }
 
 impl ExtentEntry {
+    /// How many checksums it has.
+    #[must_use]
+    pub fn crcs(&self) -> usize {
+        match Codec::of(self.codec) {
+            Ok(Codec::Raw) => usize::from(self.blocks),
+            _ => 1,
+        }
+    }
+
     /// The shard that wrote it.
     #[must_use]
     pub fn owner(&self) -> (ShardId, VBlock) {
@@ -145,12 +156,16 @@ impl<B: std::ops::Deref<Target = [u8]>> HeaderPart<B> {
             let end = index(entry.sector.get())
                 .saturating_mul(SECTOR_BYTES)
                 .saturating_add(index(entry.stored_bytes.get()));
-            let raw_bytes = usize::from(entry.blocks) * BLOCK_BYTES;
-            let fine = entry.codec == CODEC_RAW
+            let (raw_bytes, stored) =
+                (usize::from(entry.blocks) * BLOCK_BYTES, index(entry.stored_bytes.get()));
+            let as_stored = match Codec::of(entry.codec)? {
+                Codec::Raw => stored == raw_bytes && entry.sector.get() % SECTORS_PER_BLOCK == 0,
+                Codec::Lz4 | Codec::Zstd => stored < raw_bytes && entry.kind == KIND_DATA,
+            };
+            let fine = as_stored
                 && usize::from(entry.blocks) <= EXTENT_BLOCKS_MAX
-                && index(entry.stored_bytes.get()) == raw_bytes
                 && end <= room
-                && usize::from(entry.first_crc.get()) + usize::from(entry.blocks) <= index(self.crcs);
+                && usize::from(entry.first_crc.get()) + entry.crcs() <= index(self.crcs);
             if !fine {
                 return Err(FormatError::Field { field: "extent" });
             }

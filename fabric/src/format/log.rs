@@ -14,6 +14,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{FormatError, PREFIX_BYTES, Prefix, take};
+use crate::codec::{Codec, DECODED_MAX};
 use crate::crc::crc32c_of;
 use crate::id::{BLOCK_BYTES, ShardId, VBlock, count32, index};
 
@@ -110,7 +111,7 @@ pub struct RecordHeader {
     pub kind: u8,
     /// `RECORD_` bits.
     pub flags: u8,
-    /// How the payload is stored; 0: as it is.
+    /// How the payload is stored, a [`Codec`]: as it is, or (of a write) as an LZ4 block.
     pub codec: u8,
     /// Zero.
     pub reserved: u8,
@@ -165,7 +166,7 @@ impl RecordHeader {
         VBlock(self.block.get())
     }
 
-    /// The payload among its batch's, if it is sound.
+    /// The payload among its batch's, as it is stored, if it is sound.
     ///
     /// # Errors
     /// [`FormatError::Short`] outside of the batch, [`FormatError::Checksum`], [`FormatError::Field`].
@@ -177,11 +178,16 @@ impl RecordHeader {
             return Err(FormatError::Checksum);
         }
         let kind = self.kind()?;
-        if self.codec != 0 || self.decoded_bytes != self.payload_bytes {
+        let fine = match Codec::of(self.codec)? {
+            Codec::Raw => self.decoded_bytes == self.payload_bytes,
+            Codec::Lz4 => kind == RecordKind::Write && index(self.decoded_bytes.get()) <= DECODED_MAX,
+            Codec::Zstd => false,
+        };
+        if !fine {
             return Err(FormatError::Field { field: "codec" });
         }
         let bytes = self.blocks.get().checked_mul(BLOCK_BYTES as u64);
-        if kind == RecordKind::Write && bytes != Some(u64::from(self.payload_bytes.get())) {
+        if kind == RecordKind::Write && bytes != Some(u64::from(self.decoded_bytes.get())) {
             return Err(FormatError::Field { field: "blocks" });
         }
         if self.block.get().checked_add(self.blocks.get()).is_none() {

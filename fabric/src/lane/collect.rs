@@ -109,6 +109,9 @@ impl Lane {
         if self.drain().await? {
             return Ok(());
         }
+        if !self.0.borrow().is_urgent() {
+            return self.encode_some().await;
+        }
         let frozen = {
             let mut core = self.0.borrow_mut();
             !core.tables.active.is_empty() && core.freeze()
@@ -207,17 +210,23 @@ impl super::Core {
         used < all
     }
 
+    /// Whether tables are to be frozen and a checkpoint is to be written.
+    fn is_urgent(&self) -> bool {
+        let (used, all) = self.log.segments_used();
+        // Half of the log is for what comes while the other half is drained; nothing helps before the drain has room.
+        let long = used * 2 > all && self.log.oldest() < self.log.durable_end().segment;
+        long || self.want_settle
+    }
+
     /// Whether the background has something to do.
     fn has_work(&mut self) -> bool {
         if self.want_settle && self.tables.is_empty() && self.state.lsn <= self.checkpointed {
             self.want_settle = false;
             self.wake();
         }
-        let (used, all) = self.log.segments_used();
-        // Half of the log is for what comes while the other half is drained; nothing helps before the drain has room.
-        let long = used * 2 > all && self.log.oldest() < self.log.durable_end().segment;
         let drain = !self.tables.frozen.is_empty() && !self.full;
         let zeroes = self.full && self.zeroed_blocks >= self.zeroes_wanted && self.may_try();
-        self.want_collect || zeroes || drain || ((long || self.want_settle) && !self.full)
+        let encode = self.encode_from < self.encode_until && !self.full;
+        self.want_collect || zeroes || drain || encode || (self.is_urgent() && !self.full)
     }
 }

@@ -17,6 +17,9 @@ use crate::log::{AppendError, Record};
 use crate::map::Root;
 use crate::state::{StateError, shard_op};
 
+/// Units of background work, of about a microsecond each, after which the data path has its turn.
+const BREATH_UNITS: usize = 64;
+
 /// Ops of one record at most: half a batch.
 pub(super) const OPS_MAX: usize = 8192;
 
@@ -87,6 +90,27 @@ impl Lane {
             }
         })
         .await
+    }
+
+    /// Lets others have the core after `units` units of work, of about a microsecond each, when enough have come together.
+    pub(super) async fn breathe(&self, units: usize) {
+        let due = {
+            let mut core = self.0.borrow_mut();
+            core.worked += units;
+            core.worked >= BREATH_UNITS
+        };
+        if due {
+            self.0.borrow_mut().worked = 0;
+            let mut waited = false;
+            poll_fn(|cx| {
+                if std::mem::replace(&mut waited, true) {
+                    return Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
+        }
     }
 
     pub(super) async fn lock(&self) -> Turn<'_> {

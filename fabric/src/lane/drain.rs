@@ -10,10 +10,11 @@ use zerocopy::little_endian::U64;
 
 use super::table::{Cell, ZeroRange};
 use super::{Core, Lane, WorkError};
+use crate::codec::Codec;
 use crate::egroup::{Builder, Header, ReadError, piece, read_header, read_piece};
 use crate::format::checkpoint::{MetaKind, MetaOp};
 use crate::format::egroup::{EXTENT_BLOCKS_MAX, KIND_DATA, KIND_NODE};
-use crate::id::{DiskNo, EgroupId, ExtentNo, Generation, Lsn, ShardId, VBlock};
+use crate::id::{BLOCK_BYTES, DiskNo, EgroupId, ExtentNo, Generation, Lsn, ShardId, VBlock};
 use crate::map::{Edit, Miss, NodeRef, Page, Root, Target};
 use crate::state::{Egroup, egroup_op, shard_op, snapshot_op};
 
@@ -180,13 +181,9 @@ impl Lane {
         };
         let target = Target { egroup: builder.id, extent: builder.next_extent(), first: 0 };
         builder.reserve().await;
-        {
-            let core = self.0.borrow();
-            let bytes =
-                cells.iter().map(|(_, cell)| cell.slot.map_or(&[][..], |slot| core.tables.arena.block(slot)));
-            builder.push((shard, VBlock(block)), KIND_DATA, bytes);
-        }
+        self.0.borrow_mut().push_cells(&mut builder, (shard, VBlock(block)), cells);
         drain.data = Some(builder);
+        self.breathe(cells.len()).await;
         Ok(target)
     }
 
@@ -360,6 +357,24 @@ impl Drain {
 impl Core {
     pub(super) fn at(&self, disk: DiskNo) -> DiskNo {
         self.disks.get(usize::from(disk.0)).map_or(disk, |disk| disk.at)
+    }
+
+    /// Adds blocks to an egroup, encoded where the shard wants it and it pays.
+    fn push_cells(&mut self, builder: &mut Builder, owner: (ShardId, VBlock), cells: &[(u64, Cell)]) {
+        let arena = &self.tables.arena;
+        let blocks = cells.iter().map(|(_, cell)| cell.slot.map_or(&[][..], |slot| arena.block(slot)));
+        let policy = self.policies.get(&owner.0).copied().unwrap_or_default();
+        let coder = self.coder.as_mut().filter(|_| policy.compression.inline);
+        if let Some(coder) = coder.filter(|_| policy.compression.codec != Codec::Raw) {
+            let len = cells.len() * BLOCK_BYTES;
+            for (room, bytes) in coder.input(len).chunks_exact_mut(BLOCK_BYTES).zip(blocks.clone()) {
+                room.copy_from_slice(bytes);
+            }
+            if let Some(stored) = coder.encode(policy.compression.codec, len) {
+                return builder.push_coded(owner, policy.compression.codec, cells.len(), stored);
+            }
+        }
+        builder.push(owner, KIND_DATA, blocks);
     }
 
     /// The header part of that generation, if it is in memory.

@@ -7,17 +7,19 @@ use std::rc::Rc;
 use penstock_bdev::Io;
 use penstock_reactor::hash::FixedMap;
 
+use super::checkpoint::Checkpoint;
 use super::commit::ops_of;
 use super::tables::Tables;
 use super::{Core, Lane, LaneOptions, LanePlace, checkpoint};
 use crate::alloc::Free;
 use crate::cache::BlockCache;
+use crate::codec::{Codec, Coder};
 use crate::egroup::{HEADERS_MIN, HeaderCache, Owner};
 use crate::flow::{DiskError, Flow};
 use crate::format::checkpoint::{MetaKind, MetaOp};
 use crate::format::log::{RECORD_CONTINUED, RECORD_MORE, RecordHeader, RecordKind};
 use crate::id::{BLOCK_BYTES, DiskNo, EgroupId, LaneNo, Lsn, ShardId, index};
-use crate::log::{Log, ReplayError, replay};
+use crate::log::{Log, LogEnd, ReplayError, replay};
 use crate::map::{NODES_MIN, NodeCache};
 use crate::state::{State, StateError};
 
@@ -93,6 +95,7 @@ struct Recovery {
     records: u64,
     shard_lsns: FixedMap<ShardId, u64>,
     error: Option<StateError>,
+    coder: Coder,
 }
 
 impl Lane {
@@ -112,21 +115,7 @@ impl Lane {
         let Some(found) = found else {
             return Err(LaneError::NoCheckpoint { lane, damaged: damaged_checkpoints });
         };
-        let mut state = State::new();
-        for op in &found.ops {
-            state.apply(op).map_err(|source| LaneError::State { lane, source })?;
-        }
-        (state.lsn, state.drained) = (found.state_lsn, found.drained);
-        state.next_egroup = state.next_egroup.max(found.next_egroup);
-        let tables = Tables::new(options.table_blocks.max(1024));
-        let shard_lsns = FixedMap::default();
-        let mut recovery = Recovery { state, tables, group: Vec::new(), records: 0, shard_lsns, error: None };
-        let at_least = Lsn(found.state_lsn.max(found.drained).0 + 1);
-        let visit = |lsn, header: &RecordHeader, payload: &[u8]| recovery.visit(lsn, header, payload);
-        let end = replay(flow, &place.log, found.replay_from, at_least, visit).await?;
-        if let Some(source) = recovery.error {
-            return Err(LaneError::State { lane, source });
-        }
+        let (recovery, end) = Recovery::run(flow, place, options, &found).await?;
         let Recovery { state, tables, records, shard_lsns, .. } = recovery;
         let free = free_space(place, &state)?;
         let write_cache =
@@ -166,6 +155,11 @@ impl Lane {
             want_settle: false,
             zeroed_blocks: 0,
             zeroes_wanted: 1,
+            policies: FixedMap::default(),
+            coder: None,
+            encode_from: 0,
+            encode_until: 0,
+            worked: 0,
             collected: Lsn(0),
             checkpointed: found.state_lsn,
         };
@@ -175,6 +169,38 @@ impl Lane {
 }
 
 impl Recovery {
+    /// The state of the checkpoint, and what the log says behind it.
+    async fn run(
+        flow: &Flow,
+        place: &LanePlace,
+        options: &LaneOptions,
+        found: &Checkpoint,
+    ) -> Result<(Self, LogEnd), LaneError> {
+        let lane = place.log.lane;
+        let mut state = State::new();
+        for op in &found.ops {
+            state.apply(op).map_err(|source| LaneError::State { lane, source })?;
+        }
+        (state.lsn, state.drained) = (found.state_lsn, found.drained);
+        state.next_egroup = state.next_egroup.max(found.next_egroup);
+        let mut recovery = Self {
+            state,
+            tables: Tables::new(options.table_blocks.max(1024)),
+            group: Vec::new(),
+            records: 0,
+            shard_lsns: FixedMap::default(),
+            error: None,
+            coder: Coder::new(),
+        };
+        let at_least = Lsn(found.state_lsn.max(found.drained).0 + 1);
+        let visit = |lsn, header: &RecordHeader, payload: &[u8]| recovery.visit(lsn, header, payload);
+        let end = replay(flow, &place.log, found.replay_from, at_least, visit).await?;
+        match recovery.error {
+            Some(source) => Err(LaneError::State { lane, source }),
+            None => Ok((recovery, end)),
+        }
+    }
+
     fn visit(&mut self, lsn: Lsn, header: &RecordHeader, payload: &[u8]) {
         self.records += 1;
         let (shard, block) = (header.shard(), header.block());
@@ -194,6 +220,17 @@ impl Recovery {
         if header.kind() == Ok(RecordKind::Zero) {
             return tables.active.zero(shard, block, header.blocks.get(), lsn, &mut tables.arena);
         }
+        let payload = if header.codec == Codec::Raw as u8 {
+            payload
+        } else {
+            match self.coder.decode(Codec::Lz4, payload, index(header.decoded_bytes.get())) {
+                Some(payload) => payload,
+                None => {
+                    self.error.get_or_insert(StateError { kind: header.kind, id: shard.0 });
+                    return;
+                }
+            }
+        };
         for (at, bytes) in payload.chunks_exact(BLOCK_BYTES).enumerate() {
             let slot = tables.arena.take_or_grow();
             tables.arena.block_mut(slot).copy_from_slice(bytes);

@@ -17,6 +17,7 @@ use penstock_reactor::mem::Buf;
 
 use super::Core;
 use crate::cache::BlockKey;
+use crate::codec::Codec;
 use crate::egroup::{Header, Piece, parse_header, piece, verify};
 use crate::flow::{DiskIo, Flow};
 use crate::format::egroup::EXTENT_BLOCKS_MAX;
@@ -146,16 +147,38 @@ impl Core {
                 if !verify(&header, &piece, &buf) {
                     return Err(self.damaged(IoStatus::ChecksumError));
                 }
-                let at = usize::try_from(read.done).unwrap_or(usize::MAX) * BLOCK_BYTES;
-                read.io.data.copy_in(at, &buf);
-                read.done += u64::from(piece.blocks);
-                for (block, bytes) in (piece.first..).zip(buf.chunks_exact(BLOCK_BYTES)) {
-                    self.cache.insert(BlockKey::new(id, extent, block), bytes);
+                if !self.take_in_data(read, (id, extent), &piece, &buf) {
+                    return Err(self.damaged(IoStatus::ChecksumError));
                 }
             }
             Wait::Turn | Wait::Durable => panic!("a read that waits for no device got something from it"),
         }
         Ok(())
+    }
+
+    /// Takes the disk blocks of a piece to the host and into the cache; false where they cannot be decoded.
+    fn take_in_data(&mut self, read: &mut Read, of: (EgroupId, ExtentNo), piece: &Piece, buf: &[u8]) -> bool {
+        let Some(stored) = piece.stored(buf) else { return false };
+        let at = usize::try_from(read.done).unwrap_or(usize::MAX) * BLOCK_BYTES;
+        // An extent that is encoded comes as a whole.
+        let (first, bytes) = match piece.codec() {
+            Codec::Raw => (piece.first, stored),
+            codec => {
+                let len = usize::from(piece.entry.blocks) * BLOCK_BYTES;
+                let Some(decoded) = self.coder.get_or_insert_default().decode(codec, stored, len) else {
+                    return false;
+                };
+                (0, decoded)
+            }
+        };
+        let skip = usize::from(piece.first - first) * BLOCK_BYTES;
+        let wanted = bytes.get(skip..skip + usize::from(piece.blocks) * BLOCK_BYTES).unwrap_or_default();
+        read.io.data.copy_in(at, wanted);
+        read.done += u64::from(piece.blocks);
+        for (block, bytes) in (first..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
+            self.cache.insert(BlockKey::new(of.0, of.1, block), bytes);
+        }
+        true
     }
 
     fn damaged(&mut self, status: IoStatus) -> IoStatus {
@@ -317,7 +340,7 @@ impl Core {
         };
         let piece = piece(&egroup, &header, extent, first, blocks);
         let Some(piece) = piece else { return Next::Failed(IoStatus::Internal) };
-        self.fetch(slot, id, piece.at.0, u32::from(piece.blocks), Wait::Data { id, extent, header, piece })
+        self.fetch(slot, id, piece.at.0, piece.disk_blocks, Wait::Data { id, extent, header, piece })
     }
 
     fn fetch(&mut self, slot: u32, id: EgroupId, first: u64, blocks: u32, wait: Wait) -> Next {

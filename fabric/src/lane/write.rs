@@ -4,9 +4,13 @@ use penstock_bdev::{Io, IoStatus, Op};
 
 use super::table::ZERO_CELLS_MAX;
 use super::{ACKS_MAX, Core};
+use crate::codec::{Codec, DECODED_MAX};
 use crate::format::log::{PAYLOAD_BLOCKS_MAX, RecordKind};
 use crate::id::{BLOCK_BYTES, Lsn, ShardId, VBlock, index};
 use crate::log::{AppendError, Record};
+
+/// Payloads that are not tried after many that did not shrink, at most.
+const SKIPS_MAX: u32 = 64;
 
 impl Core {
     pub(super) fn submit(
@@ -51,10 +55,7 @@ impl Core {
             return self.no_room(io);
         }
         let record = self.record(RecordKind::Write, shard, &io);
-        let bytes = blocks * BLOCK_BYTES;
-        let appended = self.log.append(&record, bytes, |room| {
-            io.data.copy_out(0, room);
-        });
+        let appended = self.append_write(&record, &io);
         let lsn = match appended {
             Ok(lsn) => lsn,
             Err(error) => return self.not_appended(io, error),
@@ -101,6 +102,29 @@ impl Core {
             }
             Err(error) => self.not_appended(io, error),
         }
+    }
+
+    /// Appends the record of a write, its payload encoded where the shard wants that and it pays.
+    fn append_write(&mut self, record: &Record, io: &Io) -> Result<Lsn, AppendError> {
+        let bytes = index(io.blocks) * BLOCK_BYTES;
+        let policy = self.policies.get_mut(&record.shard).filter(|policy| policy.compression.inline);
+        if let (Some(policy), Some(coder), true) = (policy, &mut self.coder, bytes <= DECODED_MAX) {
+            if policy.skip == 0 {
+                io.data.copy_out(0, coder.input(bytes));
+                if let Some(stored) = coder.encode(Codec::Lz4, bytes) {
+                    policy.failures = 0;
+                    let fill = |room: &mut [u8]| room.copy_from_slice(stored);
+                    return self.log.append_coded(record, Codec::Lz4, bytes, stored.len(), fill);
+                }
+                // What does not shrink is rarely followed by what does.
+                policy.failures = (policy.failures + 1).min(SKIPS_MAX.ilog2());
+                policy.skip = 1 << policy.failures;
+            }
+            policy.skip -= 1;
+        }
+        self.log.append(record, bytes, |room| {
+            io.data.copy_out(0, room);
+        })
     }
 
     fn record(&self, kind: RecordKind, shard: ShardId, io: &Io) -> Record {

@@ -5,6 +5,7 @@ use penstock_reactor::mem::Buf;
 use zerocopy::little_endian::{U32, U64};
 
 use super::{BATCHES_IN_FLIGHT_MAX, HEADERS_BYTES, InFlight, Log, LogPosition, RESERVE_SEGMENTS, Staging};
+use crate::codec::Codec;
 use crate::flow::{DiskIo, Flow};
 use crate::format::log::{
     BATCH_HEADER_BYTES, BatchHeader, PAYLOAD_BYTES_MAX, RECORD_BYTES, RECORDS_MAX, RecordHeader, RecordKind,
@@ -59,6 +60,25 @@ impl Log {
         payload_bytes: usize,
         fill: impl FnOnce(&mut [u8]),
     ) -> Result<Lsn, AppendError> {
+        self.append_coded(record, Codec::Raw, payload_bytes, payload_bytes, fill)
+    }
+
+    /// As [`Self::append`], of a payload that `codec` made `payload_bytes` of `decoded_bytes`.
+    ///
+    /// # Errors
+    /// [`AppendError`]; nothing has changed then.
+    ///
+    /// # Panics
+    /// When the payload is larger than a batch: a bug of the caller.
+    #[inline]
+    pub fn append_coded(
+        &mut self,
+        record: &Record,
+        codec: Codec,
+        decoded_bytes: usize,
+        payload_bytes: usize,
+        fill: impl FnOnce(&mut [u8]),
+    ) -> Result<Lsn, AppendError> {
         assert!(payload_bytes <= PAYLOAD_BYTES_MAX, "a record of {payload_bytes} bytes");
         if let Some(status) = self.failed {
             return Err(AppendError::Failed(status));
@@ -79,7 +99,7 @@ impl Log {
         let Some(open) = self.open.take().or_else(|| self.spare.pop()) else { return Err(AppendError::Busy) };
         let lsn = self.next_lsn;
         self.next_lsn.0 += 1;
-        self.open = Some(add(open, record, payload_bytes, fill));
+        self.open = Some(add(open, record, (codec, decoded_bytes), payload_bytes, fill));
         Ok(lsn)
     }
 
@@ -220,7 +240,13 @@ impl Log {
 
 /// Adds a record to a batch that has room for it.
 #[inline]
-fn add(mut open: Staging, record: &Record, bytes: usize, fill: impl FnOnce(&mut [u8])) -> Staging {
+fn add(
+    mut open: Staging,
+    record: &Record,
+    coded: (Codec, usize),
+    bytes: usize,
+    fill: impl FnOnce(&mut [u8]),
+) -> Staging {
     open.payload.set_len(PAYLOAD_BYTES_MAX);
     let at = open.payload_bytes;
     let Some(payload) = open.payload.get_mut(at..at + bytes) else {
@@ -230,7 +256,7 @@ fn add(mut open: Staging, record: &Record, bytes: usize, fill: impl FnOnce(&mut 
     let mut header = RecordHeader {
         kind: record.kind as u8,
         flags: record.flags,
-        codec: 0,
+        codec: coded.0 as u8,
         reserved: 0,
         crc: U32::ZERO,
         shard: U64::new(record.shard.0),
@@ -240,7 +266,7 @@ fn add(mut open: Staging, record: &Record, bytes: usize, fill: impl FnOnce(&mut 
         epoch: U64::new(record.epoch),
         payload_at: U32::new(count32(at)),
         payload_bytes: U32::new(count32(bytes)),
-        decoded_bytes: U32::new(count32(bytes)),
+        decoded_bytes: U32::new(count32(coded.1)),
         reserved2: U32::ZERO,
     };
     header.crc = U32::new(header.crc_with(payload));

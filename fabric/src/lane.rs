@@ -23,6 +23,7 @@ mod diff;
 mod drain;
 mod open;
 mod read;
+mod space;
 mod table;
 mod tables;
 mod write;
@@ -40,6 +41,7 @@ pub use checkpoint::format;
 pub use commit::WorkError;
 pub use diff::Changed;
 pub use open::{LaneError, OpenReport};
+pub use space::{ShardUse, SpaceUse, VersionUse};
 
 use crate::alloc::{Free, RESERVE_BLOCKS, Regions};
 use crate::cache::{BlockCache, CacheStats};
@@ -153,6 +155,14 @@ struct Core {
     coder: Option<Box<Coder>>,
     /// Units of background work since the data path last had its turn.
     worked: usize,
+    /// How often each shard was reverted.
+    reverts: FixedMap<ShardId, u64>,
+    /// Those who hold writes back.
+    held: u32,
+    /// How often somebody has asked who uses the space …
+    space_wanted: u64,
+    /// … and the answer to the first so many.
+    space: Option<(u64, SpaceUse)>,
     /// Egroups with serial numbers from here …
     encode_from: u64,
     /// … up to here are looked through for what is to be encoded.
@@ -264,6 +274,19 @@ impl Lane {
             full: core.full,
             checksum_errors: core.checksum_errors,
         }
+    }
+
+    /// Holds writes and zeroes back (`submit` hands them back) until [`Self::release_writes`] is called as often. A snapshot over several
+    /// lanes is one cut when all of them are held before the first takes it and until the last has it; first
+    /// [`Self::ready_to_cut`], so that it is short.
+    pub fn hold_writes(&self) {
+        self.0.borrow_mut().held += 1;
+    }
+
+    /// Takes them again.
+    pub fn release_writes(&self) {
+        let mut core = self.0.borrow_mut();
+        core.held = core.held.saturating_sub(1);
     }
 
     /// Changes what becomes of a shard's data from now on. It is not kept on disk: whoever opens the lane says it again.

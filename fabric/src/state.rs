@@ -134,6 +134,13 @@ impl State {
                 let snapshot = Snapshot { root: Some(root_of(op, wrong)?), mapped: op.c.get() };
                 self.shards.get_mut(&shard).ok_or(wrong)?.snapshots.insert(op.b.get(), snapshot);
             }
+            MetaKind::Revert => {
+                let shard = self.shards.get_mut(&shard).ok_or(wrong)?;
+                let snapshot = shard.snapshots.get(&op.b.get()).copied().ok_or(wrong)?;
+                // From here on it shares all that there is with the snapshot.
+                (shard.root, shard.mapped) = (snapshot.root.ok_or(wrong)?, snapshot.mapped);
+                shard.alone_from = op.c.get();
+            }
             MetaKind::SnapshotDrop => {
                 let snapshots = &mut self.shards.get_mut(&shard).ok_or(wrong)?.snapshots;
                 snapshots.remove(&op.b.get()).ok_or(wrong)?;

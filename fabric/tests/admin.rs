@@ -1,7 +1,6 @@
 //! A lane's notes, reverts and differences of snapshots, on simulated disks.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test")]
 
-#[expect(dead_code, reason = "another test uses the rest")]
 mod bench;
 
 use std::cell::RefCell;

@@ -27,6 +27,8 @@ mutants=(
   'dead blocks are not counted~lane/drain.rs~*drain.dead.entry(dead.egroup).or_insert(0) += dead.blocks;~'
   'the log is trimmed to its end~lane/checkpoint.rs~core.log.trim(checkpoint.replay_from.segment);~let end = core.log.durable_end().segment; core.log.trim(end);'
   'an encoded extent is not verified~egroup.rs~return header.crc(&piece.entry, 0) == Some(crc32c(stored));~return true;'
+  'a revert leaves the tables~lane/commit.rs~self.tables.forget_shard(shard, lsn);~'
+  'a drain overrides a revert~lane/drain.rs~map.reverts == self.reverts.get(&map.shard).copied().unwrap_or(0)~true'
   'a reader sees what is not durable~lane/read.rs~if read.seen < self.log.durable_end().lsn {~if true {'
 )
 

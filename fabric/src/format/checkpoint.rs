@@ -79,6 +79,8 @@ pub enum MetaKind {
     Note = 16,
     /// Note `id` is gone.
     NoteDrop = 17,
+    /// Shard is what its snapshot b is; egroups from serial number c on are its alone. What was written to it before is void.
+    Revert = 11,
 }
 
 /// A change of a lane's state.
@@ -136,6 +138,7 @@ impl MetaOp {
             10 => MetaKind::SnapshotDrop,
             16 => MetaKind::Note,
             17 => MetaKind::NoteDrop,
+            11 => MetaKind::Revert,
             _ => return Err(FormatError::Field { field: "kind" }),
         })
     }

@@ -1,9 +1,8 @@
-//! What those above a lane ask of it beside I/O: notes, reverts, room for a cut.
+//! What those above a lane ask of it beside I/O: notes, room for a cut.
 
 use super::{Lane, WorkError};
 use crate::format::checkpoint::{MetaKind, MetaOp, NOTE_BYTES_MAX};
-use crate::id::{Lsn, ShardId};
-use crate::state::shard_op;
+use crate::id::Lsn;
 
 impl Lane {
     /// Puts notes in place (or, where the text is `None`, removes them), all of them at once; returns when they are durable.
@@ -44,30 +43,6 @@ impl Lane {
             None => core.tables.can_freeze().then_some(Ok(())),
         })
         .await
-    }
-
-    /// Makes a shard what one of its snapshots is. Nobody else may write to the shard meanwhile; what was written before is
-    /// drained first.
-    ///
-    /// # Errors
-    /// [`WorkError`]; [`WorkError::NoSpace`] when the pool is full.
-    pub async fn revert_shard(&self, shard: ShardId, snapshot: u64) -> Result<(), WorkError> {
-        self.snapshot_made(shard, snapshot).await?;
-        self.drained_so_far().await?;
-        let turn = self.lock().await;
-        let op = {
-            let core = self.0.borrow();
-            let found = core.state.shards.get(&shard).and_then(|shard| shard.snapshots.get(&snapshot));
-            let found = found.and_then(|found| Some((found.root?, found.mapped)));
-            let (root, mapped) =
-                found.ok_or(WorkError::Shard { shard, problem: "there is no such snapshot" })?;
-            // All of it is the snapshot's too.
-            shard_op(shard, root, mapped, core.state.next_egroup)
-        };
-        self.commit(&turn, vec![op]).await?;
-        drop(turn);
-        self.want_collect();
-        Ok(())
     }
 
     /// Waits until all that was submitted before is in the maps.

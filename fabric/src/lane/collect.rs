@@ -11,8 +11,9 @@ use zerocopy::little_endian::U64;
 
 use super::{Lane, WorkError};
 use crate::format::checkpoint::{MetaKind, MetaOp};
+use crate::format::node::LeafEntry;
 use crate::id::{EgroupId, ExtentNo};
-use crate::map::{NodeRef, Page};
+use crate::map::NodeRef;
 
 /// Which blocks of an extent are referred to.
 pub(super) type Marks = BTreeMap<(EgroupId, ExtentNo), u16>;
@@ -106,6 +107,9 @@ impl Lane {
             // What waits to be drained does not need what it replaces.
             return self.collect(false).await;
         }
+        if self.0.borrow().wants_space_use() {
+            return self.find_space_use().await;
+        }
         if self.drain().await? {
             return Ok(());
         }
@@ -184,18 +188,14 @@ impl Lane {
             if marks.insert((node.egroup, node.extent), 1).is_some() {
                 continue;
             }
-            let cached = self.0.borrow().nodes.get(&node.key()).cloned();
-            let page: Page = match cached {
-                Some(page) => page,
-                None => self.node(node).await?,
-            };
+            let page = self.page(node).await?;
+            self.breathe(page.count() / 8).await;
             for at in 0..page.count() {
                 if page.level() > 0 {
                     todo.extend(page.child(at));
                 } else if let Some(run) = page.leaf(at) {
-                    let blocks = (u32::MAX >> (32 - u32::from(run.blocks).min(16))) << run.first;
                     let key = (EgroupId(run.egroup.get()), ExtentNo(run.extent.get()));
-                    *marks.entry(key).or_insert(0) |= u16::try_from(blocks & 0xffff).unwrap_or(0);
+                    *marks.entry(key).or_insert(0) |= blocks_of(&run);
                 }
             }
         }
@@ -203,11 +203,21 @@ impl Lane {
     }
 }
 
+/// The blocks of an extent that a run has, as bits.
+pub(super) fn blocks_of(run: &LeafEntry) -> u16 {
+    let blocks = (u32::MAX >> (32 - u32::from(run.blocks).clamp(1, 16))) << run.first.min(15);
+    u16::try_from(blocks & 0xffff).unwrap_or(0)
+}
+
 impl super::Core {
     /// Whether the log has room for attempts to free space; the last of it is for deletions.
     fn may_try(&self) -> bool {
         let (used, all) = self.log.segments_used();
         used < all
+    }
+
+    fn wants_space_use(&self) -> bool {
+        self.space.as_ref().map_or(0, |(made, _)| *made) < self.space_wanted
     }
 
     /// Whether tables are to be frozen and a checkpoint is to be written.
@@ -227,6 +237,11 @@ impl super::Core {
         let drain = !self.tables.frozen.is_empty() && !self.full;
         let zeroes = self.full && self.zeroed_blocks >= self.zeroes_wanted && self.may_try();
         let encode = self.encode_from < self.encode_until && !self.full;
-        self.want_collect || zeroes || drain || encode || (self.is_urgent() && !self.full)
+        self.want_collect
+            || self.wants_space_use()
+            || zeroes
+            || drain
+            || encode
+            || (self.is_urgent() && !self.full)
     }
 }

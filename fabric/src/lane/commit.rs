@@ -222,7 +222,7 @@ impl Lane {
         let mut at_cut = Some(at_cut);
         loop {
             // Without the turn: the drain needs it to come to its end.
-            self.wait(|core| (core.tables.can_freeze() || core.log.failed().is_some()).then_some(())).await;
+            self.ready_to_cut().await?;
             let _turn = self.lock().await;
             self.0.borrow().can_take(shards, number)?;
             let Some(lsn) = self.wait(|core| core.try_cut(&ops)).await? else { continue };
@@ -248,6 +248,43 @@ impl Lane {
             }
         })
         .await
+    }
+
+    /// Makes a shard what it was when snapshot `number` was taken: what was written up to here is gone, drained or not. Constant time. No
+    /// I/O of the shard is to be under way.
+    ///
+    /// # Errors
+    /// [`WorkError`].
+    pub async fn revert_shard(&self, shard: ShardId, number: u64) -> Result<(), WorkError> {
+        loop {
+            self.snapshot_made(shard, number).await?;
+            // What a snapshot that is being made needs of the tables must be drained first, without the turn.
+            self.wait(|core| {
+                let pending =
+                    core.state.shards.get(&shard).is_some_and(|shard| {
+                        shard.snapshots.values().any(|snapshot| snapshot.root.is_none())
+                    });
+                (!pending || core.log.failed().is_some()).then_some(())
+            })
+            .await;
+            let turn = self.lock().await;
+            let op = {
+                let core = self.0.borrow();
+                let found = core.state.shards.get(&shard);
+                match found.map(|found| (found.snapshots.contains_key(&number), &found.snapshots)) {
+                    None | Some((false, _)) => {
+                        return Err(WorkError::Shard { shard, problem: "there is no such snapshot" });
+                    }
+                    Some((true, snapshots)) if snapshots.values().any(|one| one.root.is_none()) => continue,
+                    Some(_) => {}
+                }
+                let (b, c) = (U64::new(number), U64::new(core.state.next_egroup));
+                MetaOp { b, c, ..MetaOp::of(MetaKind::Revert, shard.0) }
+            };
+            self.commit(&turn, vec![op]).await?;
+            self.0.borrow_mut().want_collect = true;
+            return Ok(());
+        }
     }
 
     /// Deletes a snapshot. What nobody else needs of it is free after the next [`Self::collect`].
@@ -325,9 +362,19 @@ impl Core {
             if let Some(gone) = self.state.apply(op)? {
                 self.release(crate::id::EgroupId(op.id.get()), &gone);
             }
-            if op.kind().is_ok_and(|kind| kind == MetaKind::ShardDrop) {
-                self.tables.forget_shard(ShardId(op.id.get()));
-                self.shard_lsns.remove(&ShardId(op.id.get()));
+            let shard = ShardId(op.id.get());
+            match op.kind() {
+                Ok(MetaKind::ShardDrop) => {
+                    self.tables.forget_shard(shard, Lsn(u64::MAX));
+                    self.shard_lsns.remove(&shard);
+                    self.policies.remove(&shard);
+                }
+                Ok(MetaKind::Revert) => {
+                    self.tables.forget_shard(shard, lsn);
+                    // A drain of what is forgotten may be under way.
+                    *self.reverts.entry(shard).or_insert(0) += 1;
+                }
+                _ => {}
             }
         }
         self.state.lsn = lsn;

@@ -63,12 +63,12 @@ impl Lane {
             let (old_level, new_level) = (level(pair.old), level(pair.new));
             match (pair.old, pair.new) {
                 (Some((node, _)), _) if old_level > 0 && old_level >= new_level => {
-                    let page = self.pinned_node(node).await?;
+                    let page = self.page(node).await?;
                     let parts = children(&page, old_level, pair.low, pair.high);
                     todo.extend(parts.rev().map(|(old, low, high)| Pair { old, low, high, ..pair }));
                 }
                 (_, Some((node, _))) if new_level > 0 => {
-                    let page = self.pinned_node(node).await?;
+                    let page = self.page(node).await?;
                     let parts = children(&page, new_level, pair.low, pair.high);
                     todo.extend(parts.rev().map(|(new, low, high)| Pair { new, low, high, ..pair }));
                 }
@@ -91,21 +91,18 @@ impl Lane {
 
     async fn leaf(&self, node: Option<(NodeRef, u8)>) -> Result<Option<Page>, WorkError> {
         Ok(match node {
-            Some((node, _)) => Some(self.pinned_node(node).await?),
+            Some((node, _)) => Some(self.page(node).await?),
             None => None,
         })
     }
 
-    /// A node, whose egroup keeps its space while it is read.
-    async fn pinned_node(&self, node: NodeRef) -> Result<Page, WorkError> {
+    /// A node, by way of the cache.
+    pub(super) async fn page(&self, node: NodeRef) -> Result<Page, WorkError> {
         let cached = self.0.borrow().nodes.get(&node.key()).cloned();
-        if let Some(page) = cached {
-            return Ok(page);
+        match cached {
+            Some(page) => Ok(page),
+            None => Ok(self.node(node).await?),
         }
-        self.0.borrow_mut().pin(node.egroup);
-        let page = self.node(node).await;
-        self.0.borrow_mut().unpin(node.egroup);
-        Ok(page?)
     }
 }
 

@@ -31,10 +31,29 @@ pub(super) struct Drain {
     /// Where the next node goes.
     next_node: (EgroupId, u16),
     pub(super) written: Vec<(EgroupId, Egroup)>,
-    dead: BTreeMap<EgroupId, u64>,
     pages: Vec<(NodeRef, Page)>,
-    /// New maps, with the change of their number of blocks.
-    roots: Vec<(ShardId, Root, i64)>,
+    maps: Vec<NewMap>,
+}
+
+/// A map that a drain has made.
+struct NewMap {
+    shard: ShardId,
+    /// How often the shard had been reverted when this began.
+    reverts: u64,
+    root: Root,
+    /// The change of the number of mapped blocks.
+    mapped: i64,
+    /// What it does not refer to any more and nobody else does.
+    dead: BTreeMap<EgroupId, u64>,
+}
+
+/// The space of an egroup is not given to anybody else while this lives.
+pub(super) struct Pin<'a>(&'a Lane, EgroupId);
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.0.0.borrow_mut().unpin(self.1);
+    }
 }
 
 /// What is to be drained of one shard.
@@ -131,9 +150,13 @@ impl Lane {
     }
 
     async fn drain_shard(&self, drain: &mut Drain, work: Work) -> Result<(), WorkError> {
-        let found = self.0.borrow().state.shards.get(&work.shard).map(|shard| (shard.root, shard.alone_from));
+        let found = {
+            let core = self.0.borrow();
+            let reverts = core.reverts.get(&work.shard).copied().unwrap_or(0);
+            core.state.shards.get(&work.shard).map(|shard| (shard.root, shard.alone_from, reverts))
+        };
         // Deleted meanwhile.
-        let Some((root, alone_from)) = found else { return Ok(()) };
+        let Some((root, alone_from, reverts)) = found else { return Ok(()) };
         let mut edit = Edit::new(root);
         for range in &work.ranges {
             self.replace(&mut edit, range.first, range.end - range.first, None).await?;
@@ -152,14 +175,13 @@ impl Lane {
             };
             self.replace(&mut edit, block, run as u64, target).await?;
         }
-        for dead in edit.take_dead() {
-            if dead.egroup.serial() >= alone_from {
-                *drain.dead.entry(dead.egroup).or_insert(0) += dead.blocks;
-            }
+        let mut dead = BTreeMap::new();
+        for one in edit.take_dead().into_iter().filter(|one| one.egroup.serial() >= alone_from) {
+            *dead.entry(one.egroup).or_insert(0) += one.blocks;
         }
         let mapped = edit.mapped();
         let root = self.store_map(drain, work.shard, edit).await?;
-        drain.roots.push((work.shard, root, mapped));
+        drain.maps.push(NewMap { shard: work.shard, reverts, root, mapped, dead });
         Ok(())
     }
 
@@ -210,6 +232,12 @@ impl Lane {
         Ok(())
     }
 
+    /// Keeps the space of an egroup for as long as the guard lives.
+    pub(super) fn pinned(&self, id: EgroupId) -> Pin<'_> {
+        self.0.borrow_mut().pin(id);
+        Pin(self, id)
+    }
+
     /// Reads a node into the cache.
     pub(super) async fn node(&self, node: NodeRef) -> Result<Page, ReadError> {
         let missing = ReadError::Missing { id: node.egroup, extent: node.extent };
@@ -218,6 +246,7 @@ impl Lane {
             (core.owner, core.state.egroups.get(&node.egroup).copied().ok_or(missing)?)
         };
         let at = self.0.borrow().at(egroup.disk);
+        let _pin = self.pinned(node.egroup);
         let header = self.header(node.egroup, &egroup).await?;
         let piece = piece(&egroup, &header, node.extent, 0, 1).ok_or(missing)?;
         let bytes = read_piece(&self.1, node.egroup, &header, node.extent, &piece, at).await?;
@@ -236,6 +265,7 @@ impl Lane {
         if let Some(header) = cached {
             return Ok(header);
         }
+        let _pin = self.pinned(id);
         let header = Rc::new(read_header(&self.1, &owner, id, egroup, at).await?);
         self.0.borrow_mut().headers.insert(id, (egroup.generation, Rc::clone(&header)));
         Ok(header)
@@ -347,9 +377,8 @@ impl Drain {
             nodes: None,
             next_node: (EgroupId::NONE, 0),
             written: Vec::new(),
-            dead: BTreeMap::new(),
             pages: Vec::new(),
-            roots: Vec::new(),
+            maps: Vec::new(),
         }
     }
 }
@@ -422,7 +451,13 @@ impl Core {
 
     fn drain_ops(&self, drain: &Drain, end: Lsn, snapshots: &[(ShardId, u64)]) -> Vec<MetaOp> {
         let mut ops: Vec<MetaOp> = drain.written.iter().map(|(id, egroup)| egroup_op(*id, egroup)).collect();
-        for (id, dead) in &drain.dead {
+        // What a revert has made void meanwhile is garbage, and what it replaced is not.
+        let valid = |map: &&NewMap| map.reverts == self.reverts.get(&map.shard).copied().unwrap_or(0);
+        let mut dead: BTreeMap<EgroupId, u64> = BTreeMap::new();
+        for (id, blocks) in drain.maps.iter().filter(valid).flat_map(|map| &map.dead) {
+            *dead.entry(*id).or_insert(0) += blocks;
+        }
+        for (id, dead) in &dead {
             let Some(egroup) = self.state.egroups.get(id) else { continue };
             assert!(
                 egroup.live >= *dead,
@@ -436,8 +471,8 @@ impl Core {
             });
         }
         let mut shards: BTreeMap<ShardId, (Root, i64)> = BTreeMap::new();
-        for (id, root, mapped) in &drain.roots {
-            shards.insert(*id, (*root, *mapped));
+        for map in drain.maps.iter().filter(valid) {
+            shards.insert(map.shard, (map.root, map.mapped));
         }
         for (id, _) in snapshots {
             if let Some(shard) = self.state.shards.get(id) {

@@ -157,6 +157,10 @@ impl Lane {
             zeroes_wanted: 1,
             policies: FixedMap::default(),
             coder: None,
+            reverts: FixedMap::default(),
+            held: 0,
+            space_wanted: 0,
+            space: None,
             encode_from: 0,
             encode_until: 0,
             worked: 0,
@@ -248,13 +252,17 @@ impl Recovery {
             return;
         }
         let ops = std::mem::take(&mut self.group);
+        for op in ops.iter().filter(|op| op.kind() == Ok(MetaKind::Revert)) {
+            // Also where the checkpoint has it: it may not have what was in the tables then.
+            self.tables.forget_shard(ShardId(op.id.get()), lsn);
+        }
         if lsn > self.state.lsn {
             for op in &ops {
                 if let Err(error) = self.state.apply(op) {
                     self.error.get_or_insert(error);
                 }
                 if op.kind() == Ok(MetaKind::ShardDrop) {
-                    self.tables.forget_shard(ShardId(op.id.get()));
+                    self.tables.forget_shard(ShardId(op.id.get()), lsn);
                     self.shard_lsns.remove(&ShardId(op.id.get()));
                 }
             }

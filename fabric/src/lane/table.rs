@@ -176,18 +176,17 @@ impl Table {
         self.end = Lsn(0);
     }
 
-    /// Forgets a shard.
-    pub(super) fn forget_shard(&mut self, shard: ShardId, arena: &mut Arena) {
+    /// Forgets what a shard has up to `lsn`.
+    pub(super) fn forget_shard(&mut self, shard: ShardId, lsn: Lsn, arena: &mut Arena) {
         let slots = &mut self.slots;
         self.cells.retain(|(of, _), cell| {
-            if *of == shard
-                && let Some(slot) = cell.slot
-            {
+            let keep = *of != shard || cell.lsn > lsn;
+            if let (false, Some(slot)) = (keep, cell.slot) {
                 arena.give(slot);
                 *slots -= 1;
             }
-            *of != shard
+            keep
         });
-        self.ranges.retain(|range| range.shard != shard);
+        self.ranges.retain(|range| range.shard != shard || range.lsn > lsn);
     }
 }

@@ -108,9 +108,10 @@ impl Tables {
         }
     }
 
-    pub(super) fn forget_shard(&mut self, shard: ShardId) {
+    /// Forgets what a shard has up to `lsn`.
+    pub(super) fn forget_shard(&mut self, shard: ShardId, lsn: Lsn) {
         for table in self.frozen.iter_mut().chain([&mut self.active]) {
-            table.forget_shard(shard, &mut self.arena);
+            table.forget_shard(shard, lsn, &mut self.arena);
         }
     }
 }

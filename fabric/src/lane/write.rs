@@ -33,6 +33,7 @@ impl Core {
                 Ok(())
             }
             _ if !self.state.shards.contains_key(&shard) => self.end(io, IoStatus::Gone),
+            _ if self.held > 0 => Err(io),
             _ if snapshot.is_some() => self.end(io, IoStatus::WriteProtected),
             Op::Write => self.submit_write(shard, io),
             Op::Unmap | Op::WriteZeroes => self.submit_zero(shard, io),

@@ -1,5 +1,9 @@
 //! A lane on simulated disks, a workload, and an oracle that knows what each block may be.
 
+#![allow(dead_code, reason = "no test uses all of it")]
+
+pub(crate) mod load;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -130,6 +134,33 @@ impl Oracle {
         for (block, stamp) in blocks {
             self.blocks.insert((shard, block), vec![Version { stamp, sure_at: Some(0) }]);
         }
+    }
+
+    /// A shard may be what its snapshot is, from now on, and is sure to be when that is acknowledged.
+    pub(crate) fn revert(&mut self, shard: ShardId, number: u64) -> BTreeMap<u64, Stamp> {
+        let was = &self.snapshots[&(shard, number)].0;
+        let now = self.newest(shard);
+        let blocks: BTreeMap<u64, Stamp> = now
+            .keys()
+            .chain(was.keys())
+            .map(|block| (*block, was.get(block).copied().unwrap_or(0)))
+            .collect();
+        for (block, stamp) in &blocks {
+            self.write(shard, *block, *stamp);
+        }
+        blocks
+    }
+
+    /// A revert was acknowledged.
+    pub(crate) fn reverted(&mut self, shard: ShardId, blocks: &BTreeMap<u64, Stamp>) {
+        for (block, stamp) in blocks {
+            self.sure(shard, *block, *stamp);
+        }
+    }
+
+    /// The newest version of each block of a shard.
+    pub(crate) fn head(&self, shard: ShardId) -> BTreeMap<u64, Stamp> {
+        self.newest(shard)
     }
 
     pub(crate) fn forget_shard(&mut self, shard: ShardId) {

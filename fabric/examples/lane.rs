@@ -1,0 +1,291 @@
+//! Figures of one lane on one reactor over disks in memory: what the engine itself can do.
+//!
+//! `cargo run --release -p penstock-fabric --example lane -- [--seconds N] [--mib AREA] [CASE…]`, cases: `write`, `cached`, `read`, `sequential`, `snapshot`,
+//! `restart`. On an otherwise idle machine; each case says what it measured.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, reason = "a program for developers")]
+#![expect(clippy::cast_precision_loss, clippy::disallowed_methods, reason = "figures are rounded; it measures")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use penstock_bdev::malloc::Malloc;
+use penstock_bdev::{Bdev, Descriptor, Io, IoFlags, IoStatus, Lba, Op, OpenMode};
+use penstock_fabric::alloc::Regions;
+use penstock_fabric::driver::{Channels, LaneDriver};
+use penstock_fabric::flow::Flow;
+use penstock_fabric::format::superblock::Tier;
+use penstock_fabric::id::{BLOCK_BYTES, LaneNo, ShardId};
+use penstock_fabric::lane::{self, Lane, LaneDisk, LaneOptions, LanePlace, WorkError};
+use penstock_fabric::log::LogPlace;
+use penstock_fabric::pool::{self, NewDisk, PoolOptions};
+use penstock_reactor::mem::Buf;
+use penstock_reactor::rng::Rng;
+use penstock_reactor::{Clock, PollMode, Reactor, ReactorConfig, ReactorId, Tick};
+use serde_json::json;
+use uuid::Uuid;
+
+const SHARD: ShardId = ShardId(1 << 16);
+const POOL: PoolOptions = PoolOptions { lanes: 1, segment_blocks: 1024, segments: 64, region_blocks: 16384 };
+const QUEUE_DEPTH: u64 = 128;
+
+struct Node {
+    reactor: Reactor,
+    disk: Descriptor,
+    bdev: Arc<dyn Bdev>,
+    options: LaneOptions,
+}
+
+impl Node {
+    fn new(bdev: Arc<dyn Bdev>, options: LaneOptions) -> Self {
+        let config = ReactorConfig { id: ReactorId(0), core: None, mode: PollMode::Busy, clock: Clock::system(), seed: 1 };
+        let disk = Descriptor::unregistered(Arc::clone(&bdev), OpenMode::ReadWrite);
+        Self { reactor: Reactor::new(&config).unwrap(), disk, bdev, options }
+    }
+
+    fn channels(&self) -> Channels {
+        Channels::new(vec![self.disk.channel(self.reactor.cx()).unwrap()])
+    }
+
+    /// Runs a control flow over a channel of its own.
+    fn run<T: 'static>(&mut self, flow: &Flow, future: impl Future<Output = T> + 'static) -> T {
+        let mut channels = self.channels();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        self.reactor.cx().spawn(async move { sender.send(future.await).unwrap() }).unwrap().detach();
+        loop {
+            self.reactor.turn();
+            channels.turn(flow, Tick::ZERO);
+            if let Some(outcome) = receiver.try_iter().next() {
+                return outcome;
+            }
+        }
+    }
+
+    fn place(&mut self) -> LanePlace {
+        let flow = Flow::new();
+        let (mouth, plugged) = (flow.clone(), self.channels().plugged());
+        let pool = self.run(&flow, async move { pool::open(&mouth, &plugged).await }).unwrap();
+        let (at, superblock) = &pool.disks[0];
+        let layout = superblock.layout;
+        let log = LogPlace {
+            pool: pool.uuid,
+            lane: LaneNo(0),
+            disk_no: superblock.disk_no,
+            at: *at,
+            first: layout.log_first(LaneNo(0)),
+            segment_blocks: layout.segment_blocks,
+            segments: layout.segments,
+        };
+        let disk = LaneDisk { at: *at, regions: Arc::new(Regions::new(layout)), write_cache: false };
+        LanePlace { log, layout, disks: vec![disk] }
+    }
+
+    fn create(&mut self) {
+        let flow = Flow::new();
+        let (at, blocks) = self.channels().plugged()[0];
+        let disks = [NewDisk { at, uuid: Uuid::from_u128(1), blocks, tier: Tier::Ssd }];
+        let mouth = flow.clone();
+        self.run(&flow, async move { pool::create(&mouth, Uuid::from_u128(9), &disks, &POOL).await }).unwrap();
+        let (place, mouth) = (self.place(), flow.clone());
+        self.run(&flow, async move { lane::format(&mouth, &place).await }).unwrap();
+    }
+
+    /// Opens the lane and lets it run; how long opening took.
+    fn start(&mut self) -> (Lane, Duration) {
+        let (flow, place, options) = (Flow::new(), self.place(), self.options);
+        let mouth = flow.clone();
+        let begin = Instant::now();
+        let (lane, report) =
+            self.run(&flow, async move { Lane::open(&mouth, &place, &options, 5).await }).unwrap();
+        let took = begin.elapsed();
+        println!("opened in {took:.1?}: {} records replayed", report.records);
+        let driver = LaneDriver::new(lane.clone(), self.channels());
+        self.reactor.cx().add_poller("lane", Box::new(driver));
+        let background = lane.clone();
+        let background =
+            async move { background.background().await.unwrap_or_else(|error| panic!("{error}")) };
+        self.reactor.cx().spawn(background).unwrap().detach();
+        (lane, took)
+    }
+
+    fn flow<T: 'static>(&mut self, future: impl Future<Output = Result<T, WorkError>> + 'static) -> T {
+        self.run(&Flow::new(), future).unwrap()
+    }
+
+    /// Keeps the queue full until `until` says that it is enough; returns I/Os per second, and the longest that any I/O took.
+    fn load(
+        &mut self,
+        lane: &Lane,
+        op: Op,
+        blocks: u32,
+        mut next: impl FnMut() -> u64,
+        mut until: impl FnMut(u64, Duration) -> bool,
+    ) -> (f64, Duration) {
+        let mut idle: Vec<Box<Io>> = Vec::new();
+        let mut noise = Rng::seeded(7);
+        for tag in 0..QUEUE_DEPTH {
+            let mut io = Io::boxed();
+            let mut buf = Buf::zeroed(usize::try_from(blocks).unwrap() * BLOCK_BYTES).unwrap();
+            buf.chunks_mut(8).for_each(|word| word.copy_from_slice(&noise.next_u64().to_le_bytes()));
+            io.data.push(buf);
+            io.tag = tag;
+            idle.push(io);
+        }
+        let (begin, mut ended) = (Instant::now(), 0_u64);
+        let mut since = vec![begin; usize::try_from(QUEUE_DEPTH).unwrap()];
+        let (mut turn, mut longest, mut stop) = (begin, Duration::ZERO, false);
+        while !stop || idle.len() < usize::try_from(QUEUE_DEPTH).unwrap() {
+            while let Some(mut io) = idle.pop().filter(|_| !stop) {
+                let tag = io.tag;
+                io.set(tag, op, IoFlags::NONE, Lba(next()), blocks);
+                since[usize::try_from(tag).unwrap()] = turn;
+                if let Err(io) = lane.submit(SHARD, None, io) {
+                    idle.push(io);
+                    break;
+                }
+            }
+            if stop {
+                // What was popped above is given up: it was idle.
+                while let Some(io) = lane.poll() {
+                    drop(io);
+                }
+                break;
+            }
+            self.reactor.turn();
+            turn = Instant::now();
+            while let Some(io) = lane.poll() {
+                assert_eq!(io.status, IoStatus::Success);
+                ended += 1;
+                longest = longest.max(turn - since[usize::try_from(io.tag).unwrap()]);
+                idle.push(io);
+            }
+            stop = until(ended, turn - begin);
+        }
+        let rate = ended as f64 / begin.elapsed().as_secs_f64();
+        for _ in 0..200_000 {
+            self.reactor.turn();
+            while lane.poll().is_some() {}
+        }
+        (rate, longest)
+    }
+}
+
+struct Bench {
+    node: Node,
+    lane: Lane,
+    area: u64,
+    time: Duration,
+}
+
+impl Bench {
+    fn case(&mut self, name: &str) {
+        let (area, time) = (self.area, self.time);
+        let mut rng = Rng::seeded(1);
+        let timed = move |_: u64, now: Duration| now >= time;
+        match name {
+            "fill" => {
+                let mut at = 0;
+                let next = || {
+                    at += 16;
+                    (at - 16) % area
+                };
+                self.say(name, 16, |this| this.node.load(&this.lane.clone(), Op::Write, 16, next, |done, _| done * 16 >= area));
+                let lane = self.lane.clone();
+                self.node.flow(async move { lane.settle().await });
+            }
+            "write" => self.say(name, 1, |this| this.node.load(&this.lane.clone(), Op::Write, 1, || rng.below(area), timed)),
+            "read" => {
+                self.lane.set_cache_blocks(0);
+                self.say(name, 1, |this| this.node.load(&this.lane.clone(), Op::Read, 1, || rng.below(area), timed));
+            }
+            "cached" => {
+                self.lane.set_cache_blocks(32768);
+                let part = area.min(20_000);
+                for _ in 0..3 {
+                    let mut at = 0;
+                    let next = || {
+                        at += 1;
+                        at % part
+                    };
+                    self.node.load(&self.lane.clone(), Op::Read, 1, next, |done, _| done > part);
+                }
+                self.say(name, 1, |this| this.node.load(&this.lane.clone(), Op::Read, 1, || rng.below(part), timed));
+                println!("          {:?}", self.lane.cache_stats());
+            }
+            "sequential" => {
+                for op in [Op::Write, Op::Read] {
+                    let mut at = 0;
+                    let next = || {
+                        at += 32;
+                        at % (area - 32)
+                    };
+                    self.say(op.name(), 32, |this| this.node.load(&this.lane.clone(), op, 32, next, timed));
+                }
+            }
+            "snapshot" => self.snapshot(),
+            "restart" => {
+                let (node, options) = (&self.node, self.node.options);
+                let mut node = Node::new(Arc::clone(&node.bdev), options);
+                let (lane, _) = node.start();
+                (self.node, self.lane) = (node, lane);
+            }
+            _ => println!("there is no case {name}"),
+        }
+        println!("          {:?}", self.lane.usage());
+    }
+
+    fn say(&mut self, name: &str, blocks: u64, run: impl FnOnce(&mut Self) -> (f64, Duration)) {
+        let (rate, longest) = run(self);
+        let mib = rate * blocks as f64 * 4096.0 / f64::from(1 << 20);
+        println!("{name:10} {rate:>10.0} I/Os per second of {blocks} blocks, {mib:.0} MiB/s, the longest took {longest:.1?}");
+    }
+
+    /// The longest stall of writes while a snapshot is taken.
+    fn snapshot(&mut self) {
+        let mut rng = Rng::seeded(2);
+        let (area, lane, time) = (self.area, self.lane.clone(), self.time);
+        let task = self.lane.clone();
+        let mut taken = false;
+        let cx = self.node.reactor.cx().clone();
+        let (rate, longest) = self.node.load(&lane, Op::Write, 1, || rng.below(area), move |_, now| {
+            if !std::mem::replace(&mut taken, now > time / 2) && taken {
+                let task = task.clone();
+                let snapshot = async move {
+                    let begin = Instant::now();
+                    task.snapshot(&[SHARD], 1, || {}).await.unwrap();
+                    println!("snapshot acknowledged after {:.2?}", begin.elapsed());
+                };
+                cx.spawn(snapshot).unwrap().detach();
+            }
+            now >= time
+        });
+        println!("snapshot   {rate:>10.0} writes per second, the longest took {longest:.1?}");
+        let lane = self.lane.clone();
+        self.node.flow(async move { lane.delete_snapshot(SHARD, 1).await });
+    }
+}
+
+fn main() {
+    let mut cases: Vec<String> = std::env::args().skip(1).collect();
+    let mut option = |name: &str, default: u64| {
+        let Some(at) = cases.iter().position(|word| word == name) else { return default };
+        cases.remove(at);
+        cases.remove(at).parse().unwrap()
+    };
+    let (seconds, mib) = (option("--seconds", 5), option("--mib", 512));
+    if cases.is_empty() {
+        cases = ["write", "cached", "read", "sequential", "snapshot", "restart"].map(String::from).to_vec();
+    }
+    let blocks = mib * 256 * 3 + 200_000;
+    let disk = json!({ "name": "m0", "num_blocks": blocks, "block_size": 4096 });
+    let bdev: Arc<dyn Bdev> = Malloc::new("m0", &serde_json::from_value(disk).unwrap()).unwrap();
+    let mut node = Node::new(bdev, LaneOptions::default());
+    node.create();
+    let (lane, _) = node.start();
+    let create = lane.clone();
+    node.flow(async move { create.create_shard(SHARD).await });
+    let mut bench = Bench { node, lane, area: mib * 256, time: Duration::from_secs(seconds) };
+    bench.case("fill");
+    for case in cases {
+        bench.case(&case);
+    }
+}

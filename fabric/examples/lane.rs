@@ -2,8 +2,17 @@
 //!
 //! `cargo run --release -p penstock-fabric --example lane -- [--seconds N] [--mib AREA] [CASE…]`, cases: `write`, `cached`, `read`, `sequential`, `snapshot`,
 //! `restart`. On an otherwise idle machine; each case says what it measured.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, reason = "a program for developers")]
-#![expect(clippy::cast_precision_loss, clippy::disallowed_methods, reason = "figures are rounded; it measures")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a program for developers"
+)]
+#![expect(
+    clippy::cast_precision_loss,
+    clippy::disallowed_methods,
+    reason = "figures are rounded; it measures"
+)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +46,13 @@ struct Node {
 
 impl Node {
     fn new(bdev: Arc<dyn Bdev>, options: LaneOptions) -> Self {
-        let config = ReactorConfig { id: ReactorId(0), core: None, mode: PollMode::Busy, clock: Clock::system(), seed: 1 };
+        let config = ReactorConfig {
+            id: ReactorId(0),
+            core: None,
+            mode: PollMode::Busy,
+            clock: Clock::system(),
+            seed: 1,
+        };
         let disk = Descriptor::unregistered(Arc::clone(&bdev), OpenMode::ReadWrite);
         Self { reactor: Reactor::new(&config).unwrap(), disk, bdev, options }
     }
@@ -84,7 +99,8 @@ impl Node {
         let (at, blocks) = self.channels().plugged()[0];
         let disks = [NewDisk { at, uuid: Uuid::from_u128(1), blocks, tier: Tier::Ssd }];
         let mouth = flow.clone();
-        self.run(&flow, async move { pool::create(&mouth, Uuid::from_u128(9), &disks, &POOL).await }).unwrap();
+        self.run(&flow, async move { pool::create(&mouth, Uuid::from_u128(9), &disks, &POOL).await })
+            .unwrap();
         let (place, mouth) = (self.place(), flow.clone());
         self.run(&flow, async move { lane::format(&mouth, &place).await }).unwrap();
     }
@@ -188,14 +204,20 @@ impl Bench {
                     at += 16;
                     (at - 16) % area
                 };
-                self.say(name, 16, |this| this.node.load(&this.lane.clone(), Op::Write, 16, next, |done, _| done * 16 >= area));
+                self.say(name, 16, |this| {
+                    this.node.load(&this.lane.clone(), Op::Write, 16, next, |done, _| done * 16 >= area)
+                });
                 let lane = self.lane.clone();
                 self.node.flow(async move { lane.settle().await });
             }
-            "write" => self.say(name, 1, |this| this.node.load(&this.lane.clone(), Op::Write, 1, || rng.below(area), timed)),
+            "write" => self.say(name, 1, |this| {
+                this.node.load(&this.lane.clone(), Op::Write, 1, || rng.below(area), timed)
+            }),
             "read" => {
                 self.lane.set_cache_blocks(0);
-                self.say(name, 1, |this| this.node.load(&this.lane.clone(), Op::Read, 1, || rng.below(area), timed));
+                self.say(name, 1, |this| {
+                    this.node.load(&this.lane.clone(), Op::Read, 1, || rng.below(area), timed)
+                });
             }
             "cached" => {
                 self.lane.set_cache_blocks(32768);
@@ -208,7 +230,9 @@ impl Bench {
                     };
                     self.node.load(&self.lane.clone(), Op::Read, 1, next, |done, _| done > part);
                 }
-                self.say(name, 1, |this| this.node.load(&this.lane.clone(), Op::Read, 1, || rng.below(part), timed));
+                self.say(name, 1, |this| {
+                    this.node.load(&this.lane.clone(), Op::Read, 1, || rng.below(part), timed)
+                });
                 println!("          {:?}", self.lane.cache_stats());
             }
             "sequential" => {
@@ -236,7 +260,9 @@ impl Bench {
     fn say(&mut self, name: &str, blocks: u64, run: impl FnOnce(&mut Self) -> (f64, Duration)) {
         let (rate, longest) = run(self);
         let mib = rate * blocks as f64 * 4096.0 / f64::from(1 << 20);
-        println!("{name:10} {rate:>10.0} I/Os per second of {blocks} blocks, {mib:.0} MiB/s, the longest took {longest:.1?}");
+        println!(
+            "{name:10} {rate:>10.0} I/Os per second of {blocks} blocks, {mib:.0} MiB/s, the longest took {longest:.1?}"
+        );
     }
 
     /// The longest stall of writes while a snapshot is taken.
@@ -246,18 +272,24 @@ impl Bench {
         let task = self.lane.clone();
         let mut taken = false;
         let cx = self.node.reactor.cx().clone();
-        let (rate, longest) = self.node.load(&lane, Op::Write, 1, || rng.below(area), move |_, now| {
-            if !std::mem::replace(&mut taken, now > time / 2) && taken {
-                let task = task.clone();
-                let snapshot = async move {
-                    let begin = Instant::now();
-                    task.snapshot(&[SHARD], 1, || {}).await.unwrap();
-                    println!("snapshot acknowledged after {:.2?}", begin.elapsed());
-                };
-                cx.spawn(snapshot).unwrap().detach();
-            }
-            now >= time
-        });
+        let (rate, longest) = self.node.load(
+            &lane,
+            Op::Write,
+            1,
+            || rng.below(area),
+            move |_, now| {
+                if !std::mem::replace(&mut taken, now > time / 2) && taken {
+                    let task = task.clone();
+                    let snapshot = async move {
+                        let begin = Instant::now();
+                        task.snapshot(&[SHARD], 1, || {}).await.unwrap();
+                        println!("snapshot acknowledged after {:.2?}", begin.elapsed());
+                    };
+                    cx.spawn(snapshot).unwrap().detach();
+                }
+                now >= time
+            },
+        );
         println!("snapshot   {rate:>10.0} writes per second, the longest took {longest:.1?}");
         let lane = self.lane.clone();
         self.node.flow(async move { lane.delete_snapshot(SHARD, 1).await });

@@ -4,16 +4,22 @@
 //! soon as its core learns of it. Then every reactor with a channel is asked to say when the writes have ended that were
 //! under way as it learned; after the last answer nobody else writes in the range until it is published no more.
 //!
+//! Most channels need not be asked: each keeps the number of its writes under way where all cores see it, and one that has
+//! none answers by that. It counts a write before it looks for locks, and who locks looks at the counts after publishing,
+//! with a barrier on all cores in between ([`fence`]); so either the write sees the lock or the lock sees the write. That
+//! core need not even run: waiting for another core's turn would take milliseconds where cores have other work, too.
+//!
 //! To know which writes were under way, a channel counts its writes in two turns. Being asked, it changes to the other
 //! turn and answers when the count of the old one is zero; asked again meanwhile, it answers after the next change.
-//! A write costs two plain counts and one relaxed load; nothing waits, and what cannot go on is tried again in `poll`.
+//! A write costs plain counts and one relaxed load; nothing waits, and what cannot go on is tried again in `poll`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, TryLockError};
 
+use penstock_reactor::sys::fence;
 use penstock_reactor::{Cx, ReactorError, ReactorHandle};
 
 use crate::bdev::{GATE_LOCKS, Shared};
@@ -60,7 +66,13 @@ struct Range {
 struct WriterRef {
     id: u64,
     reactor: ReactorHandle,
+    under_way: Arc<UnderWay>,
 }
+
+/// How many writes of a channel are under way, for other cores. On a cache line of its own: it is written per I/O.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct UnderWay(AtomicU32);
 
 /// A locked range: it holds when [`Self::is_held`]. It must be given back with [`Locks::unlock`].
 #[derive(Debug)]
@@ -93,8 +105,12 @@ impl Locks {
         let id = table.next_id;
         table.ranges.push(Range { id, first, end });
         shared.set_gate(GATE_LOCKS, true);
-        let unasked = table.writers.clone();
+        let mut unasked = table.writers.clone();
         drop(table);
+        let elsewhere = unasked.iter().any(|writer| writer.reactor.id() != cx.id());
+        if !elsewhere || fence::every_core() {
+            unasked.retain(|writer| writer.under_way.0.load(Ordering::Acquire) > 0);
+        }
         let mut lock = Lock { id, missing: Arc::new(AtomicUsize::new(unasked.len())), unasked };
         lock.ask(cx);
         Some(lock)
@@ -124,7 +140,8 @@ impl Locks {
         let id = NEXT_WRITER.fetch_add(1, Ordering::Relaxed);
         let writer = Rc::new(Writer { id, ..Writer::default() });
         Writers::of(cx).0.borrow_mut().insert(id, Rc::downgrade(&writer));
-        table.writers.push(WriterRef { id, reactor: cx.handle() });
+        let under_way = Arc::clone(&writer.under_way);
+        table.writers.push(WriterRef { id, reactor: cx.handle(), under_way });
         writer
     }
 
@@ -204,6 +221,8 @@ pub(crate) struct Writer {
     is_odd: Cell<bool>,
     even: Cell<u32>,
     odd: Cell<u32>,
+    /// Both together.
+    under_way: Arc<UnderWay>,
     /// Owed when the turn before this one has ended.
     owed: RefCell<Vec<Answer>>,
     /// Owed when this turn has ended.
@@ -211,15 +230,17 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Counts a write that begins.
+    /// Counts a write that is to begin: before it is asked whether it may.
     #[inline]
     pub(crate) fn begin(&self) -> Turn {
         let (turn, count) = if self.is_odd.get() { (Turn::Odd, &self.odd) } else { (Turn::Even, &self.even) };
         count.set(count.get() + 1);
+        self.under_way.0.store(self.even.get() + self.odd.get(), Ordering::Relaxed);
+        fence::light();
         turn
     }
 
-    /// Counts a write that has ended.
+    /// Counts a write that has ended, or did not begin.
     #[inline]
     pub(crate) fn end(&self, turn: Turn) {
         let (count, is_old) = match turn {
@@ -228,6 +249,8 @@ impl Writer {
             Turn::Odd => (&self.odd, !self.is_odd.get()),
         };
         count.set(count.get() - 1);
+        // Who finds 0 here sees what the writes have done.
+        self.under_way.0.store(self.even.get() + self.odd.get(), Ordering::Release);
         if is_old && count.get() == 0 {
             self.old_turn_ended();
         }

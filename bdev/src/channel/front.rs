@@ -95,13 +95,17 @@ impl BdevChannel {
         if let Err(status) = self.check(&io) {
             io.status = status;
             self.ended.push_back(io);
-        } else if self.shared.gates() == 0 && self.resetting.is_none() && self.fits(&io) {
-            if let Err(io) = self.pass_down(io, now) {
-                // The module's queue is full, perhaps of other channels' I/Os.
-                self.wait(io)?;
-            }
         } else {
-            self.submit_slowly(io, now)?;
+            self.begin_turn(&mut io);
+            if self.shared.gates() == 0 && self.resetting.is_none() && self.fits(&io) {
+                if let Err(io) = self.pass_down(io, now) {
+                    // The module's queue is full, perhaps of other channels' I/Os.
+                    self.wait(io)?;
+                }
+            } else {
+                self.end_turn(&mut io);
+                self.submit_slowly(io, now)?;
+            }
         }
         self.in_flight += 1;
         self.stats.in_flight.add(1);
@@ -256,11 +260,17 @@ impl BdevChannel {
         &mut io.marks[self.level]
     }
 
+    /// Counts a write, before it is asked whether anything is locked.
     #[inline]
-    fn pass_down(&mut self, mut io: Box<Io>, now: Tick) -> Result<(), Box<Io>> {
+    fn begin_turn(&self, io: &mut Io) {
         if io.op.is_write() {
-            self.mark(&mut io).turn = self.writer.begin();
+            self.mark(io).turn = self.writer.begin();
         }
+    }
+
+    /// Gives the module an I/O that is counted; it is counted no more where it comes back.
+    #[inline]
+    fn pass_down(&mut self, io: Box<Io>, now: Tick) -> Result<(), Box<Io>> {
         match self.inner.submit(io, now) {
             Ok(()) => {
                 self.below += 1;
@@ -376,21 +386,24 @@ impl BdevChannel {
             self.begin_reset(io);
             return Ok(());
         }
+        self.begin_turn(&mut io);
         let must_ask = io.op.is_write() && io.op != Op::CompareAndWrite;
         if must_ask && self.shared.gates() & GATE_LOCKS != 0 {
             let end = io.lba.0.saturating_add(u64::from(io.blocks));
             if self.shared.locks.forbid(io.lba.0, end) {
+                self.end_turn(&mut io);
                 return Err(io);
             }
         }
         if self.fits(&io) {
             return self.pass_down(io, now);
         }
+        if !must_ask || !self.parents.has_room() {
+            // A compare-and-write locks its range, and would wait for itself.
+            self.end_turn(&mut io);
+        }
         if !self.parents.has_room() {
             return Err(io);
-        }
-        if must_ask {
-            self.mark(&mut io).turn = self.writer.begin();
         }
         self.begin_parent(io, now);
         Ok(())

@@ -350,6 +350,40 @@ fn compare_and_write_is_atomic_across_reactors() {
     assert!(counted >= ROUNDS, "at least one of two succeeds in each round");
 }
 
+/// A lock waited for an answer of every other core, of idle ones too: where two cores had one processor between them, each
+/// compare-and-write took a slice of its time, and two thousand of them minutes.
+#[test]
+fn compare_and_write_does_not_wait_for_cores_that_write_nothing() {
+    if !penstock_reactor::sys::fence::every_core() {
+        return;
+    }
+    let bdev = awkward(&[Op::Read, Op::Write], 0, 0, false);
+    let (one, other) = (reactor(0), reactor(1));
+    let descriptor = Descriptor::unregistered(bdev, OpenMode::ReadWrite);
+    let mut channel = descriptor.channel(one.cx()).unwrap();
+    let mut idle = descriptor.channel(other.cx()).unwrap();
+    let io = |tag, op, bytes| {
+        let mut io = Io::boxed();
+        io.set(tag, op, IoFlags::NONE, Lba(8), 1);
+        io.data.push(Buf::zeroed(bytes).unwrap());
+        io
+    };
+    assert_eq!(run(&mut channel, io(1, Op::CompareAndWrite, 2 * BLOCK)).status, IoStatus::Success);
+    // One that writes is waited for.
+    idle.submit(io(2, Op::Write, BLOCK), Tick::ZERO).unwrap();
+    channel.submit(io(3, Op::CompareAndWrite, 2 * BLOCK), Tick::ZERO).unwrap();
+    let mut done = Vec::new();
+    for _ in 0..1000 {
+        assert_eq!(channel.poll(Tick::ZERO, 4, &mut done), 0, "the other core's write is under way");
+    }
+    while idle.poll(Tick::ZERO, 4, &mut done) == 0 {}
+    let mut other = other;
+    other.turn();
+    while channel.poll(Tick::ZERO, 4, &mut done) == 0 {}
+    let ended: Vec<_> = done.iter().map(|io| (io.tag, io.status)).collect();
+    assert_eq!(ended, [(2, IoStatus::Success), (3, IoStatus::Success)]);
+}
+
 fn count_up(reactor: &mut Reactor, channel: &mut BdevChannel, round: u64, successes: &AtomicU64) {
     let mut run = |mut io: Box<Io>, data: &[u8]| {
         let mut buf = Buf::zeroed(data.len()).unwrap();

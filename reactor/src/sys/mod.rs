@@ -3,6 +3,7 @@
 pub mod affinity;
 pub mod cores;
 pub(crate) mod epoll;
+pub mod fence;
 pub mod numa;
 pub(crate) mod sockopt;
 pub mod tsc;

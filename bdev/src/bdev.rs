@@ -52,6 +52,12 @@ pub trait Bdev: Any + Send + Sync + fmt::Debug {
         None
     }
 
+    /// Which blocks from `first` on have storage: up to `runs_max` runs without gaps, at least one where `first` is on the
+    /// device. `None`: it cannot tell. Runs on the control thread; writes under way may or may not be in it.
+    fn allocation(&self, _first: u64, _runs_max: usize) -> Option<Vec<Run>> {
+        None
+    }
+
     /// Gives the device `blocks` blocks, or learns how many it has got by itself (`None`). Runs on the control thread.
     /// Returns the length that holds from now on; the registry publishes it.
     ///
@@ -62,6 +68,15 @@ pub trait Bdev: Any + Send + Sync + fmt::Debug {
         let (name, product) = (shared.name().to_owned(), shared.product());
         Err(BdevError::Unsupported { name, product, what: "resizing" })
     }
+}
+
+/// Blocks next to each other that have storage of their own, or have none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// How many.
+    pub blocks: u64,
+    /// Whether they have.
+    pub allocated: bool,
 }
 
 /// Geometry and identity, fixed when a bdev is made (but for its size).

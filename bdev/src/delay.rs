@@ -10,7 +10,7 @@ use penstock_reactor::{Cx, Rest, Tick};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::bdev::{Bdev, Shared};
+use crate::bdev::{Bdev, Run, Shared};
 use crate::channel::{BdevChannel, Busy, Channel};
 use crate::descriptor::Descriptor;
 use crate::error::BdevError;
@@ -142,6 +142,10 @@ impl Bdev for Delay {
             rng: Rng::seeded(cx.with_rng(Rng::next_u64)),
             hurry: false,
         }))
+    }
+
+    fn allocation(&self, first: u64, runs_max: usize) -> Option<Vec<Run>> {
+        self.base.allocation(first, runs_max)
     }
 
     fn driver_specific(&self) -> serde_json::Value {

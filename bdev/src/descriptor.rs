@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use penstock_reactor::Cx;
 
-use crate::bdev::{Bdev, Shared};
+use crate::bdev::{Bdev, Run, Shared};
 use crate::channel::BdevChannel;
 use crate::error::BdevError;
 use crate::registry::Open;
@@ -54,6 +54,12 @@ impl Descriptor {
     #[must_use]
     pub fn mode(&self) -> OpenMode {
         self.0.mode
+    }
+
+    /// Which blocks have storage, as [`Bdev::allocation`].
+    #[must_use]
+    pub fn allocation(&self, first: u64, runs_max: usize) -> Option<Vec<Run>> {
+        self.0.bdev.allocation(first, runs_max)
     }
 
     /// Opens this core's channel.

@@ -14,7 +14,7 @@ use penstock_reactor::rng::Rng;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::bdev::{Bdev, Shared};
+use crate::bdev::{Bdev, Run, Shared};
 use crate::channel::Channel;
 use crate::descriptor::Descriptor;
 use crate::error::BdevError;
@@ -249,6 +249,10 @@ impl Bdev for ErrorInjector {
     fn open_channel(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
         let rng = Rng::seeded(cx.with_rng(Rng::next_u64));
         Ok(Box::new(channel::InjectChannel::new(self.base.channel(cx)?, Arc::clone(&self.rules), rng)))
+    }
+
+    fn allocation(&self, first: u64, runs_max: usize) -> Option<Vec<Run>> {
+        self.base.allocation(first, runs_max)
     }
 
     fn driver_specific(&self) -> serde_json::Value {

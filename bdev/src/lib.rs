@@ -33,7 +33,7 @@ pub mod rpc;
 pub mod split;
 pub mod uring;
 
-pub use bdev::{Bdev, BdevInfo, Shared, SharedConfig};
+pub use bdev::{Bdev, BdevInfo, Run, Shared, SharedConfig};
 pub use channel::{BdevChannel, Busy, Caps, Channel};
 pub use descriptor::{Descriptor, OpenMode};
 pub use error::BdevError;

@@ -7,7 +7,7 @@ use penstock_reactor::{Cx, Rest, Tick};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::bdev::{Bdev, Shared, SharedConfig};
+use crate::bdev::{Bdev, Run, Shared, SharedConfig};
 use crate::channel::{BdevChannel, Busy, Channel};
 use crate::descriptor::Descriptor;
 use crate::error::BdevError;
@@ -77,6 +77,10 @@ impl Bdev for Passthru {
 
     fn open_channel(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
         Ok(Box::new(PassthruChannel { base: self.base.channel(cx)? }))
+    }
+
+    fn allocation(&self, first: u64, runs_max: usize) -> Option<Vec<Run>> {
+        self.base.allocation(first, runs_max)
     }
 
     fn driver_specific(&self) -> serde_json::Value {

@@ -6,7 +6,7 @@ use penstock_reactor::{Cx, Rest, Tick};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::bdev::{Bdev, Shared, SharedConfig};
+use crate::bdev::{Bdev, Run, Shared, SharedConfig};
 use crate::channel::{BdevChannel, Busy, Channel};
 use crate::descriptor::Descriptor;
 use crate::error::BdevError;
@@ -133,6 +133,18 @@ impl Bdev for Split {
 
     fn open_channel(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
         Ok(Box::new(SplitChannel { base: self.base.channel(cx)?, offset: self.offset }))
+    }
+
+    fn allocation(&self, first: u64, runs_max: usize) -> Option<Vec<Run>> {
+        let mut runs = self.base.allocation(self.offset.checked_add(first)?, runs_max)?;
+        // What follows belongs to other parts.
+        let mut left = self.shared.blocks().saturating_sub(first);
+        for run in &mut runs {
+            run.blocks = run.blocks.min(left);
+            left -= run.blocks;
+        }
+        runs.retain(|run| run.blocks > 0);
+        Some(runs)
     }
 
     fn driver_specific(&self) -> serde_json::Value {

@@ -15,6 +15,7 @@ mod file;
 mod queue;
 mod request;
 mod ring;
+mod runs;
 mod threads;
 
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ use penstock_reactor::mem::BUF_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::bdev::{Bdev, Shared, SharedConfig};
+use crate::bdev::{Bdev, Run, Shared, SharedConfig};
 use crate::channel::{Caps, Channel};
 use crate::error::BdevError;
 use crate::io::Op;
@@ -161,7 +162,7 @@ fn caps(disk: &Disk) -> Caps {
         native_ops,
         io_blocks_max: io_bytes_max / disk.block_bytes,
         boundary_blocks: 0,
-        optimal_blocks: disk.physical_block_bytes / disk.block_bytes,
+        optimal_blocks: disk.optimal_bytes / disk.block_bytes,
         write_cache: true,
         unmap_zeroes: disk.can_punch,
     }
@@ -221,6 +222,10 @@ impl Bdev for Uring {
             }
         }
         ("bdev_uring_create", params)
+    }
+
+    fn allocation(&self, first: u64, runs_max: usize) -> Option<Vec<Run>> {
+        self.disk.runs(first, self.shared.blocks(), runs_max)
     }
 
     fn resize(&self, blocks: Option<u64>) -> Result<u64, BdevError> {

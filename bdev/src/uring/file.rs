@@ -11,7 +11,8 @@ use std::time::Duration;
 use penstock_reactor::mem::Buf;
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::queue;
+use super::{queue, runs};
+use crate::bdev::Run;
 use crate::io::{Io, IoFlags, IoStatus, Op};
 
 /// How a file is to be opened.
@@ -27,6 +28,8 @@ pub(super) struct Opening {
     pub(super) polled: bool,
 }
 
+/// The usual block of a file system; a power of two, at least as long as any block of a bdev.
+const FILE_BLOCK_BYTES: u32 = 4096;
 /// How often, and how long apart, a locked file is tried again.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -37,6 +40,8 @@ pub(super) struct Disk {
     file: File,
     pub(super) block_bytes: u32,
     pub(super) physical_block_bytes: u32,
+    /// What the file system or device likes best.
+    pub(super) optimal_bytes: u32,
     /// O_DIRECT: offsets, lengths and addresses are multiples of a block.
     pub(super) direct: bool,
     pub(super) is_block_device: bool,
@@ -91,10 +96,13 @@ impl Disk {
             }
             (file, direct) = (buffered, false);
         }
-        let physical = if kind.is_block_device() { queue::physical_bytes(&file) } else { 4096 };
+        // A file has no physical blocks: the file system takes its sectors as they are, and only likes its own blocks better.
+        let physical = if kind.is_block_device() { queue::physical_bytes(&file) } else { block_bytes };
+        let physical = physical.max(block_bytes).next_multiple_of(block_bytes);
         let mut disk = Self {
             block_bytes,
-            physical_block_bytes: physical.max(block_bytes).next_multiple_of(block_bytes),
+            physical_block_bytes: physical,
+            optimal_bytes: physical.max(FILE_BLOCK_BYTES),
             direct,
             is_block_device: kind.is_block_device(),
             read_only: opening.read_only,
@@ -116,6 +124,14 @@ impl Disk {
     pub(super) fn bytes(&self) -> io::Result<u64> {
         // The offset belongs to nobody else: all I/O names its own.
         (&self.file).seek(SeekFrom::End(0))
+    }
+
+    /// Which of the blocks `first..blocks` have storage; a block device does not tell.
+    pub(super) fn runs(&self, first: u64, blocks: u64, runs_max: usize) -> Option<Vec<Run>> {
+        if self.is_block_device {
+            return None;
+        }
+        runs::of(&self.file, u64::from(self.block_bytes), first, blocks, runs_max)
     }
 
     /// Gives a regular file another length.

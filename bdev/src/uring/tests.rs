@@ -341,3 +341,24 @@ fn an_arena_that_is_mapped_later_is_registered_when_its_first_io_has_gone() {
     bench.channel.submit(io, Tick::ZERO).unwrap();
     assert_eq!(bench.finish(1).pop().unwrap().status, IoStatus::Success, "by the registered memory");
 }
+
+#[test]
+fn it_tells_which_blocks_have_storage() {
+    let file = TempFile::new("runs");
+    let mut bench = Bench::new(&file.0, Engine::IoUring, 512);
+    let runs = |bench: &Bench, first, max| {
+        let runs = bench.bdev.allocation(first, max).unwrap();
+        runs.iter().map(|run| (run.blocks, run.allocated)).collect::<Vec<_>>()
+    };
+    assert_eq!(runs(&bench, 0, 8), [(16384, false)]);
+    for lba in [0, 8, 1024] {
+        let io = bench.run(Op::Write, IoFlags::FUA, lba, vec![filled(4096, 1)], 8);
+        assert_eq!(io.status, IoStatus::Success);
+    }
+    assert_eq!(runs(&bench, 0, 8), [(16, true), (1008, false), (8, true), (15352, false)]);
+    assert_eq!(runs(&bench, 3, 2), [(13, true), (1008, false)], "as many as asked for, from there on");
+    let io = bench.run(Op::Unmap, IoFlags::NONE, 0, Vec::new(), 8);
+    assert_eq!(io.status, IoStatus::Success);
+    assert_eq!(runs(&bench, 1, 2), [(7, false), (8, true)]);
+    assert_eq!(runs(&bench, 16384, 2), []);
+}

@@ -62,7 +62,7 @@ pub(crate) fn config(info: &BdevInfo, writes_back: bool) -> [u8; CONFIG_BYTES] {
         seg_max: U32::new(u32::try_from(SEGMENTS_MAX).unwrap_or(0)),
         blk_size: U32::new(info.block_bytes),
         physical_block_exp: u8::try_from(physical.ilog2()).unwrap_or(0),
-        min_io_size: U16::new(u16::try_from(physical).unwrap_or(0)),
+        min_io_size: U16::new(u16::try_from(physical.max(optimal)).unwrap_or(0)),
         opt_io_size: U32::new(optimal),
         writeback: u8::from(writes_back),
         num_queues: U16::new(QUEUES_MAX),

@@ -276,11 +276,12 @@ fn identify_namespace(namespace: &NamespaceConfig, io_size_max: u32) -> Identify
     data.dlfeat = deallocate.0;
     data.noiob = U16::new(u16::try_from(caps.boundary_blocks).unwrap_or(0));
     data.nvmcap = bytes.to_le_bytes();
-    data.npwg0 = U16::new(physical_blocks0);
-    data.npwa0 = U16::new(physical_blocks0);
-    data.npdg0 = U16::new(physical_blocks0);
-    data.npda0 = U16::new(physical_blocks0);
-    data.nows0 = U16::new(optimal0.max(physical_blocks0));
+    let preferred0 = optimal0.max(physical_blocks0);
+    data.npwg0 = U16::new(preferred0);
+    data.npwa0 = U16::new(preferred0);
+    data.npdg0 = U16::new(preferred0);
+    data.npda0 = U16::new(preferred0);
+    data.nows0 = U16::new(preferred0);
     data.nsattr = nsattr(namespace);
     data.nguid = namespace.nguid;
     data.eui64 = namespace.eui64;

@@ -127,15 +127,23 @@ async fn get_histogram(app: Rc<App>, params: GetHistogram) -> Result<Value, RpcE
     };
     let now = latencies(shared, enabled.op);
     now.subtract(&enabled.earlier);
-    let buckets = Buckets::new(enabled.granularity, enabled.min_nsec, enabled.max_nsec);
-    let bytes: Vec<u8> = buckets.count(&now).into_iter().flat_map(u64::to_le_bytes).collect();
-    Ok(json!({
+    Ok(tell(&Buckets::new(enabled.granularity, enabled.min_nsec, enabled.max_nsec), &now))
+}
+
+/// Latencies in nanoseconds, in SPDK's encoding and its usual buckets.
+pub(crate) fn spdk(latencies: &Histogram) -> Value {
+    tell(&Buckets::new(u32::from(GRANULARITY_DEFAULT), MIN_NSEC_DEFAULT, MAX_NSEC_DEFAULT), latencies)
+}
+
+fn tell(buckets: &Buckets, latencies: &Histogram) -> Value {
+    let bytes: Vec<u8> = buckets.count(latencies).into_iter().flat_map(u64::to_le_bytes).collect();
+    json!({
         "histogram": STANDARD.encode(bytes),
         "granularity": buckets.granularity,
         "min_range": buckets.min_range,
         "max_range": buckets.max_range,
         "tsc_rate": TICK_RATE,
-    }))
+    })
 }
 
 /// SPDK's buckets: range 0 holds values below 2^granularity one by one, range r holds those of r + granularity bits in

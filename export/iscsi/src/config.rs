@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use penstock_bdev::Sg;
 use penstock_reactor::mem::BUF_BYTES_MAX;
+use penstock_reactor::stat::Histogram;
 use penstock_scsi::LuId;
 use penstock_spec::iscsi::IscsiName;
 
@@ -22,10 +24,13 @@ pub const INITIATORS_MAX: usize = 1024;
 pub const SECRETS_MAX: usize = 1024;
 /// Maps of one target node at most.
 pub const MAPS_MAX: usize = 256;
-/// Bytes that one command moves at most: it has one buffer.
-pub const TRANSFER_BYTES_MAX: u32 = 1 << 20;
+/// Bytes that one command moves at most: MAXIMUM TRANSFER LENGTH. Its data lie in buffers of [`BUF_BYTES_MAX`] bytes.
+pub const TRANSFER_BYTES_MAX: u32 = 8 << 20;
 
-const _: () = assert!(TRANSFER_BYTES_MAX as usize <= BUF_BYTES_MAX, "a command's data fit into a buffer");
+const _: () = assert!(
+    TRANSFER_BYTES_MAX as usize <= BUF_BYTES_MAX * (Sg::SEGMENTS_MAX / 4),
+    "what a command reads, writes and compares fits into one list of buffers"
+);
 
 /// Settings of the target, the same on all reactors; names as in SPDK's `iscsi_set_options` where it has them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -238,6 +243,37 @@ pub struct TargetConfig {
     pub data_digest: bool,
     /// Where logins at a portal group are sent, by its tag.
     pub redirects: BTreeMap<u16, SocketAddr>,
+    /// How long its commands take, where somebody wants to know.
+    pub latencies: Option<Arc<Latencies>>,
+}
+
+/// How long the commands of a target have taken, in nanoseconds, from the turn in which a command began to the turn in
+/// which it was answered; each reactor counts for itself.
+#[derive(Debug)]
+pub struct Latencies(Box<[Histogram]>);
+
+impl Latencies {
+    /// For so many reactors.
+    #[must_use]
+    pub fn new(reactors: usize) -> Self {
+        Self((0..reactors).map(|_| Histogram::new()).collect())
+    }
+
+    /// All reactors' counts, as of now.
+    #[must_use]
+    pub fn total(&self) -> Histogram {
+        let total = Histogram::new();
+        self.0.iter().for_each(|one| total.merge(one));
+        total
+    }
+
+    /// Counts a command of that reactor.
+    #[inline]
+    pub(crate) fn record(&self, reactor: usize, latency_ns: u64) {
+        if let Some(mine) = self.0.get(reactor) {
+            mine.record(latency_ns);
+        }
+    }
 }
 
 impl TargetConfig {
@@ -254,6 +290,7 @@ impl TargetConfig {
             header_digest: false,
             data_digest: false,
             redirects: BTreeMap::new(),
+            latencies: None,
         }
     }
 

@@ -11,8 +11,13 @@ pub(crate) fn digest(bytes: &[u8]) -> [u8; DIGEST_LEN] {
 /// The digest of data with their padding, `pad` bytes of zero.
 #[inline]
 pub(crate) fn padded_digest(bytes: &[u8], pad: usize) -> [u8; DIGEST_LEN] {
+    pieces_digest(std::iter::once(bytes), pad)
+}
+
+/// As [`padded_digest`], of data that lie in pieces.
+pub(crate) fn pieces_digest<'a>(pieces: impl Iterator<Item = &'a [u8]>, pad: usize) -> [u8; DIGEST_LEN] {
     let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-    crc.update(bytes);
+    pieces.for_each(|bytes| crc.update(bytes));
     crc.update([0; 3].get(..pad).unwrap_or_default());
     u32::try_from(crc.finalize()).unwrap_or(0).to_le_bytes()
 }

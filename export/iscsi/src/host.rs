@@ -142,7 +142,7 @@ impl LuHost {
         let Some(owner) = self.owners.get_mut(&request.lu) else {
             let fault = penstock_scsi::fault_of(penstock_bdev::IoStatus::Gone, 0);
             let result = fault.map_or(Ok(()), Err);
-            send_reply(&handle, address, Reply { result, changed: false, aborted: Vec::new() });
+            send_reply(&handle, address, Reply::of(result));
             return None;
         };
         let reply = owner.handle(&request.from, &request.control);

@@ -10,7 +10,7 @@
 
 mod raw;
 
-use penstock_iscsi::config::IscsiOptions;
+use penstock_iscsi::config::{IscsiOptions, TRANSFER_BYTES_MAX};
 use penstock_reactor::mem::BUF_BYTES_MAX;
 use penstock_spec::iscsi::header::IMMEDIATE;
 use penstock_spec::iscsi::{Bhs, DataLen, Opcode, RejectReason, TAG_NONE};
@@ -167,6 +167,38 @@ fn a_write_of_any_length_arrives_under_all_combinations_of_limits() {
                 assert_eq!(client.logout(0, 0), 0);
             }
         }
+    }
+}
+
+/// Transfers above 1 MiB were refused: an initiator that takes MAXIMUM TRANSFER LENGTH for what it asks for got errors.
+#[test]
+fn a_transfer_of_several_buffers_arrives_with_digests_and_without() {
+    let bench = Bench::new();
+    for (isid, digests) in [(1, "None"), (2, "CRC32C")] {
+        let keys = format!(
+            "HeaderDigest={digests} DataDigest={digests} InitialR2T=No MaxRecvDataSegmentLength=196608 \
+             FirstBurstLength=65536 MaxBurstLength=917504"
+        );
+        let mut client = bench.session(isid, &keys);
+        // Whole buffers and a part, and pieces that lie across their ends.
+        for blocks in [2048_u16, 2049, 5000, 16_384] {
+            let len = usize::from(blocks) * 512;
+            let data = pattern(len, isid ^ blocks as u8);
+            assert_eq!(
+                client.command(WRITE, len as u32, &rw10(0x2a, 3, blocks), &data).status,
+                0,
+                "{blocks}"
+            );
+            let read = client.command(READ, len as u32, &rw10(0x28, 3, blocks), &[]);
+            assert!(read.status == 0 && read.data == data, "{blocks}");
+        }
+        let too_long = TRANSFER_BYTES_MAX / 512 + 1;
+        let outcome = client.command(READ, 512, &rw10(0x28, 0, too_long as u16), &[]);
+        assert_eq!(
+            (outcome.status, outcome.last.sense()),
+            (2, (5, 0x24, 0)),
+            "beyond MAXIMUM TRANSFER LENGTH"
+        );
     }
 }
 
@@ -409,4 +441,19 @@ fn discovery_tells_of_targets_and_does_nothing_else() {
     client.send(bhs, &[]);
     assert_eq!(client.recv().opcode(), Opcode::REJECT);
     assert_eq!(client.logout(0, 0), 0);
+    // A normal session is told of its own target only; who asks in a wrong way is rejected.
+    let mut client = bench.session(2, "");
+    for (keys, told) in [
+        ("SendTargets=All", true),
+        ("SendTargets=", true),
+        ("SendTargets=Alle", false),
+        ("sENDtARGETS=aLL", false),
+        ("SendTargetsPlease=All", false),
+        ("SendTargets=iqn.2026-11.io.penstock:another", false),
+    ] {
+        client.send(request(FINAL, client.cmd_sn), format!("{keys}\0").as_bytes());
+        let said = client.recv();
+        assert_eq!(said.opcode(), if told { Opcode::TEXT_RESP } else { Opcode::REJECT }, "{keys}");
+        assert!(!told || said.data == answer.data, "{keys}");
+    }
 }

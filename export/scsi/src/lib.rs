@@ -40,7 +40,7 @@
 //! # What is left out, and why
 //!
 //! - SANITIZE: no bdev promises that old data cannot be had back.
-//! - GET LBA STATUS says "mapped or unknown" of all blocks: a bdev does not tell.
+//! - GET LBA STATUS tells what the bdev knows (files do), and "mapped or unknown" of all blocks else.
 //! - WRITE ATOMIC only where [`Limits::atomic_blocks_max`] says that the bdev promises it.
 //! - Protection information, anchored blocks, saved mode pages, SPEC_I_PT and ALL_TG_PT: not offered, and said so.
 #![forbid(unsafe_code)]

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use self::params::*;
 use crate::daemon::App;
-use crate::rpc::error::{INTERNAL_ERROR, INVALID_PARAMS, bdev_code, errno};
+use crate::methods::histogram;
+use crate::rpc::error::{INTERNAL_ERROR, INVALID_PARAMS, INVALID_STATE, bdev_code, errno};
 use crate::rpc::param::Nothing;
 use crate::rpc::{Kind, RpcError, Table};
 
@@ -177,6 +178,18 @@ fn add_nodes(table: &mut Table<Rc<App>>) {
             Act,
             "Asks initiators to log out: they come again where they are sent. Those that do not are cut off.",
             request_logout,
+        )
+        .add(
+            "iscsi_enable_histogram",
+            Change,
+            "Begins the histogram of how long a target node's commands take anew, or ends it.",
+            enable_histogram,
+        )
+        .add(
+            "iscsi_get_histogram",
+            Read,
+            "How long a target node's commands have taken since iscsi_enable_histogram; as bdev_get_histogram tells it.",
+            get_histogram,
         );
 }
 
@@ -421,6 +434,24 @@ async fn set_redirect(app: Rc<App>, params: SetRedirect) -> Result<Value, RpcErr
     let (host, port) = (params.redirect_host.as_deref(), params.redirect_port.as_deref());
     app.iscsi.set_redirect(&params.name, params.pg_tag, host, port).await?;
     Ok(Value::Bool(true))
+}
+
+async fn enable_histogram(app: Rc<App>, params: EnableHistogram) -> Result<Value, RpcError> {
+    app.iscsi.enable_histogram(&params.name, params.enable).await?;
+    Ok(Value::Bool(true))
+}
+
+async fn get_histogram(app: Rc<App>, params: GetHistogram) -> Result<Value, RpcError> {
+    match app.iscsi.histogram(&params.name)? {
+        Some(latencies) => Ok(histogram::spdk(&latencies)),
+        None => {
+            let message = format!(
+                "the histogram of target node {} is not enabled; call iscsi_enable_histogram first",
+                params.name
+            );
+            Err(RpcError::new(INVALID_STATE, message))
+        }
+    }
 }
 
 async fn request_logout(app: Rc<App>, params: RequestLogout) -> Result<Value, RpcError> {

@@ -330,6 +330,24 @@ params! {
 }
 
 params! {
+    /// Of `iscsi_enable_histogram`.
+    EnableHistogram {
+        /// The target node.
+        name: String,
+        /// Whether to begin (anew) or to end.
+        enable: bool,
+    }
+}
+
+params! {
+    /// Of `iscsi_get_histogram`.
+    GetHistogram {
+        /// The target node.
+        name: String,
+    }
+}
+
+params! {
     /// Of `iscsi_target_node_request_logout`.
     RequestLogout {
         /// The target node.

@@ -142,10 +142,10 @@ impl Directory for Bench {
 }
 
 impl Sink for Bench {
-    fn buffer(&mut self, len: u32) -> Option<Buf> {
-        let buf = if self.no_buffers { None } else { Buf::alloc(len as usize) };
-        self.held += buf.as_ref().map_or(0, |_| u64::from(len));
-        buf
+    fn buffers(&mut self, len: u32) -> Option<Sg> {
+        let list = if self.no_buffers { None } else { crate::group::buffers_of(len) };
+        self.held += list.as_ref().map_or(0, |_| u64::from(len));
+        list
     }
 
     fn released(&mut self, bytes: u32) {
@@ -246,14 +246,14 @@ pub(crate) fn connection(bytes: &[u8]) {
             } else {
                 conn.abort_where(|_| true, &mut Vec::new(), &mut bench);
             }
-            let reply = Reply { result: Ok(()), changed: false, aborted: Vec::new() };
+            let reply = Reply::of(Ok(()));
             conn.replied(ReplyTo::Tmf(tmf), &reply, &mut bench);
         }
         if !std::mem::take(&mut bench.nudges).is_empty() {
             conn.go_on(&mut bench);
         }
         for (_, to) in std::mem::take(&mut bench.controls) {
-            let reply = Reply { result: Ok(()), changed: false, aborted: Vec::new() };
+            let reply = Reply::of(Ok(()));
             conn.replied(to, &reply, &mut bench);
         }
     }

@@ -12,9 +12,13 @@
 //! the owner of the logical unit; TransferOut: the socket.
 
 use penstock_bdev::{Io, Sg};
+use penstock_reactor::Tick;
+use penstock_reactor::mem::BUF_BYTES_MAX;
 use penstock_reactor::net::SlotData;
 use penstock_scsi::{Command, LuId, Task};
-use penstock_spec::iscsi::TAG_NONE;
+use penstock_spec::iscsi::{DIGEST_LEN, TAG_NONE};
+
+use crate::digest::pieces_digest;
 
 /// Where a command is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +84,8 @@ pub(crate) struct Cmd {
     pub(crate) bad_digest: bool,
     /// It is to end without an answer.
     pub(crate) aborted: bool,
+    /// When its turn came.
+    pub(crate) began: Tick,
     /// The command itself, while it waits for its turn.
     pub(crate) early: Option<Box<Command>>,
     /// Bytes of buffers that it holds.
@@ -117,6 +123,7 @@ impl Cmd {
             data_sn: 0,
             bad_digest: false,
             aborted: false,
+            began: Tick::ZERO,
             early: None,
             buffered: 0,
             data: Sg::new(),
@@ -126,23 +133,45 @@ impl Cmd {
         }
     }
 
-    /// Bytes of its data for the initiator.
-    #[inline]
-    pub(crate) fn out(&self, at: u32, len: u32) -> Option<&[u8]> {
-        self.out_from(at)?.get(..len as usize)
-    }
-
-    /// As [`Self::out`], all that is there from `at` on.
+    /// Its data for the initiator from `at` on, as many as lie together.
     #[inline]
     fn out_from(&self, at: u32) -> Option<&[u8]> {
-        self.blocks.iter().next()?.get(at as usize..)
+        let (buffer, at) = place(at);
+        self.blocks.iter().nth(buffer)?.get(at..)
     }
 
-    /// Room for data from the initiator, cut to what is wanted.
+    /// The digest of `len` bytes of its data for the initiator, from `at` on, with their padding.
+    pub(crate) fn out_digest(&self, at: u32, len: u32, pad: usize) -> [u8; DIGEST_LEN] {
+        pieces_digest(Pieces { of: &self.blocks, at, left: len }, pad)
+    }
+
+    /// Room for data from the initiator, from `at` on: cut to what is wanted, and to what lies together.
     #[inline]
     pub(crate) fn room(&mut self, at: u32, len: u32) -> Option<&mut [u8]> {
-        let to = at.checked_add(len)?.min(self.want);
-        self.data.iter_mut().next()?.get_mut(at as usize..to as usize)
+        let len = at.checked_add(len)?.min(self.want).checked_sub(at)?;
+        let (buffer, at) = place(at);
+        let room = self.data.iter_mut().nth(buffer)?.get_mut(at..)?;
+        let len = room.len().min(len as usize);
+        room.get_mut(..len)
+    }
+
+    /// Puts `bytes` of the initiator's data at `at`; what is beyond that which is wanted goes nowhere.
+    #[inline]
+    pub(crate) fn put(&mut self, mut at: u32, mut bytes: &[u8]) {
+        while let Ok(len @ 1..) = u32::try_from(bytes.len())
+            && let Some(room) = self.room(at, len).filter(|room| !room.is_empty())
+        {
+            let (now, later) = bytes.split_at(room.len());
+            room.copy_from_slice(now);
+            at += u32::try_from(now.len()).unwrap_or(0);
+            bytes = later;
+        }
+    }
+
+    /// The digest of `len` bytes of the initiator's data at `at`, with their padding; `None` where not all were kept.
+    pub(crate) fn came_digest(&self, at: u32, len: u32, pad: usize) -> Option<[u8; DIGEST_LEN]> {
+        let kept = at.checked_add(len)? <= self.want && !self.data.is_empty();
+        kept.then(|| pieces_digest(Pieces { of: &self.data, at, left: len }, pad))
     }
 
     /// Whether it has neither ended nor been answered.
@@ -155,6 +184,34 @@ impl Cmd {
     #[inline]
     pub(crate) fn is_out(&self) -> bool {
         matches!(self.state, CmdState::Executing | CmdState::Control)
+    }
+}
+
+/// In which buffer byte `at` of a command's data is, and where there: all buffers but the last are as long as can be.
+#[inline]
+fn place(at: u32) -> (usize, usize) {
+    let at = at as usize;
+    (at / BUF_BYTES_MAX, at % BUF_BYTES_MAX)
+}
+
+/// A part of a command's data, buffer by buffer.
+struct Pieces<'a> {
+    of: &'a Sg,
+    at: u32,
+    left: u32,
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (buffer, at) = place(self.at);
+        let piece = self.of.iter().nth(buffer)?.get(at..)?;
+        let piece = piece.get(..self.left as usize).unwrap_or(piece);
+        let len = u32::try_from(piece.len()).ok().filter(|len| *len > 0)?;
+        self.at += len;
+        self.left -= len;
+        Some(piece)
     }
 }
 

@@ -1,6 +1,6 @@
 //! SCSI commands: their data, their steps, their order.
 
-use penstock_bdev::{Io, Sg};
+use penstock_bdev::Io;
 use penstock_scsi::{Command, Reply, Step};
 use penstock_spec::iscsi::{Bhs, DataOutHdr, RejectReason, ScsiCommandHdr, TAG_NONE};
 use penstock_spec::scsi::cdb::CDB_BYTES_MAX;
@@ -112,6 +112,7 @@ impl Conn {
             return Step::Done;
         };
         cmd.seq = session.begin(cmd.lun, cmd.ordered, cmd.numbered);
+        cmd.began = sink.now();
         match session.nexus() {
             Some(mut nexus) => cmd.task.start(&mut nexus, command, sink.now()),
             None => Step::Done,
@@ -176,7 +177,7 @@ impl Conn {
         if !matches!(cmd.state, CmdState::NeedData | CmdState::NeedBuffer) {
             return;
         }
-        let Some(buf) = sink.buffer(cmd.want) else {
+        let Some(buffers) = sink.buffers(cmd.want) else {
             let comes_now = self.pdu.target == Target::Cmd(slot) && self.pdu.left > 0;
             if cmd.state == CmdState::NeedData && comes_now {
                 self.stalled = Some(slot);
@@ -186,14 +187,12 @@ impl Conn {
         };
         cmd.buffered += cmd.want;
         if cmd.state == CmdState::NeedBuffer {
-            let mut list = Sg::new();
-            list.push(buf);
             let Some(mut nexus) = session.nexus() else { return };
-            let step = cmd.task.buffers(&mut nexus, list);
+            let step = cmd.task.buffers(&mut nexus, buffers);
             drop(nexus);
             return self.run(slot, step, sink);
         }
-        cmd.data.push(buf);
+        cmd.data = buffers;
         if !cmd.blocks.is_empty() {
             let freed = Self::move_early(&mut cmd.data, &mut cmd.blocks);
             cmd.buffered = cmd.buffered.saturating_sub(freed);

@@ -56,14 +56,14 @@ impl Conn {
         cmd.state = CmdState::Early;
         let want = if now > 0 || cmd.unsolicited { first_burst.min(cmd.edtl) } else { 0 };
         if want > 0 {
-            let Some(buf) = sink.buffer(want) else {
+            let Some(buffers) = sink.buffers(want) else {
                 // It counts as received, and is answered before its turn.
                 session.plug(cmd_sn);
                 return self.respond_busy(slot, sink);
             };
             cmd.buffered += want;
             cmd.want = want;
-            cmd.data.push(buf);
+            cmd.data = buffers;
             if now > 0 {
                 self.pdu.target = Target::Cmd(slot);
             }
@@ -163,8 +163,9 @@ impl Conn {
     /// What came before the command had its buffer goes into it; returns the bytes of the buffer that is free again.
     pub(super) fn move_early(data: &mut Sg, came: &mut Sg) -> u32 {
         let len = came.len_bytes();
+        let mut at = 0;
         for piece in came.iter() {
-            data.copy_in(0, piece);
+            at += data.copy_in(at, piece);
         }
         came.clear();
         u32::try_from(len).unwrap_or(0)

@@ -25,10 +25,9 @@ mod tests;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use penstock_bdev::Io;
 use penstock_bdev::reservation::RegistrantId;
+use penstock_bdev::{Io, Sg};
 use penstock_reactor::Tick;
-use penstock_reactor::mem::Buf;
 use penstock_reactor::net::SendQueue;
 use penstock_scsi::{Control, LuId, Nexus};
 use penstock_spec::iscsi::header::AHS_LEN_MAX;
@@ -59,8 +58,8 @@ const TEXT_MAX: u32 = 64 << 10;
 
 /// What a connection needs from its surroundings.
 pub(crate) trait Sink: Directory {
-    /// A buffer of `len` bytes, or `None` when there is none just now.
-    fn buffer(&mut self, len: u32) -> Option<Buf>;
+    /// Buffers of `len` bytes in all, all but the last as long as can be; or `None` when there are not enough just now.
+    fn buffers(&mut self, len: u32) -> Option<Sg>;
     /// So many bytes of buffers are free again.
     fn released(&mut self, bytes: u32);
     /// `id` waits for a buffer: [`Conn::retry`] is to be called.
@@ -342,7 +341,7 @@ impl Conn {
         if self.phase != Phase::Data || left < DIRECT_MIN || self.state != ConnState::Full {
             return None;
         }
-        self.slab.get_mut(slot)?.room(at, left).filter(|room| u32::try_from(room.len()) == Ok(left))
+        self.slab.get_mut(slot)?.room(at, left).filter(|room| !room.is_empty())
     }
 
     /// `len` bytes have come into [`Self::direct`].
@@ -490,11 +489,8 @@ impl Conn {
             Target::Discard => {}
             Target::Text => self.text.extend_from_slice(now),
             Target::Cmd(slot) => {
-                let room = self.slab.get_mut(slot).and_then(|cmd| cmd.room(self.pdu.at, len));
-                if let Some(room) = room
-                    && let Some(now) = now.get(..room.len())
-                {
-                    room.copy_from_slice(now);
+                if let Some(cmd) = self.slab.get_mut(slot) {
+                    cmd.put(self.pdu.at, now);
                 }
             }
         }
@@ -531,10 +527,9 @@ impl Conn {
             Target::Text => padded_digest(&self.text, pad) == self.digest,
             Target::Cmd(slot) => {
                 let (from, len) = (self.pdu.at - self.pdu.len, self.pdu.len);
-                let cmd = self.slab.get_mut(slot);
+                let computed = self.slab.get(slot).and_then(|cmd| cmd.came_digest(from, len, pad));
                 // What is cut off at the end of the wanted data was not kept and cannot be checked.
-                cmd.and_then(|cmd| cmd.room(from, len))
-                    .is_none_or(|data| data.len() != len as usize || padded_digest(data, pad) == self.digest)
+                computed.is_none_or(|computed| computed == self.digest)
             }
         };
         self.pdu_end(!good, sink);

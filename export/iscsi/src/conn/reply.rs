@@ -87,6 +87,10 @@ impl Conn {
             residual => residual,
         };
         let with_status = len > 0 && answer.status == Status::GOOD;
+        let began = cmd.began;
+        if let Some(session) = self.session.as_ref() {
+            session.count_latency(|| sink.now().ns_since(began));
+        }
         self.ended(slot, sink);
         let (pdus, ends) = if len > 0 {
             self.push_data_in(slot, len, is_blocks, with_status.then_some(residual))
@@ -165,16 +169,16 @@ impl Conn {
     fn push_data(&mut self, slot: u16, at: u32, len: u32, is_blocks: bool, last: bool) {
         let Some(cmd) = self.slab.get(slot) else { return };
         let pad = pad_len(len) as usize;
-        let bytes = if is_blocks {
+        let has_digest = self.agreed.data_digest;
+        let crc = if is_blocks {
             self.tx.push_data(slot, at, len, last);
-            cmd.out(at, len).unwrap_or_default()
+            has_digest.then(|| cmd.out_digest(at, len, pad))
         } else {
             let DataIn::Bytes(all) = cmd.task.data_in() else { return };
             let bytes = all.get(at as usize..(at + len) as usize).unwrap_or_default();
             self.tx.push(bytes);
-            bytes
+            has_digest.then(|| padded_digest(bytes, pad))
         };
-        let crc = self.agreed.data_digest.then(|| padded_digest(bytes, pad));
         self.tx.push(PAD.get(..pad).unwrap_or_default());
         if let Some(crc) = crc {
             self.tx.push(&crc);

@@ -6,8 +6,8 @@ use penstock_spec::iscsi::login::LoginStatus;
 use penstock_spec::iscsi::service::TEXT_CONTINUE;
 use penstock_spec::iscsi::text;
 use penstock_spec::iscsi::{
-    Bhs, DataLen, LoginReqHdr, LoginRespHdr, LogoutReqHdr, LogoutRespHdr, Opcode, RejectReason, TAG_NONE,
-    TextRespHdr, pad_len,
+    Bhs, DataLen, IscsiName, LoginReqHdr, LoginRespHdr, LogoutReqHdr, LogoutRespHdr, Opcode, RejectReason,
+    TAG_NONE, TextRespHdr, pad_len,
 };
 use zerocopy::{IntoBytes, transmute_ref};
 
@@ -218,7 +218,7 @@ impl Conn {
         self.push_text(bhs, &now, !self.text_out.is_empty());
     }
 
-    /// The answer to text keys; `None` where they are none.
+    /// The answer to text keys; `None` where they are none, or ask for targets in a wrong way: the request is rejected.
     fn answer_keys<S: Sink>(&mut self, keys: &[u8], sink: &mut S) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         let key = self.key?;
@@ -228,22 +228,21 @@ impl Conn {
                 ("SendTargets", "All") if key.target.is_none() => {
                     out.extend(sink.send_targets(&key, (self.addr, self.local), None));
                 }
-                // In a normal session the empty name is the session's own target, and no other is told.
-                ("SendTargets", "All") => say(&mut out, "SendTargets", "Reject"),
-                ("SendTargets", "") => match key.target {
-                    Some(name) => {
-                        out.extend(sink.send_targets(&key, (self.addr, self.local), Some(name.as_str())))
-                    }
-                    None => say(&mut out, "SendTargets", "Reject"),
-                },
-                ("SendTargets", name) => {
-                    let other = key.target.is_some_and(|target| target.as_str() != name);
-                    if other {
-                        say(&mut out, "SendTargets", "Reject");
-                    } else {
-                        out.extend(sink.send_targets(&key, (self.addr, self.local), Some(name)));
-                    }
+                // In a normal session all there is to be told of is its own target.
+                ("SendTargets", "" | "All") => {
+                    let own = key.target?;
+                    out.extend(sink.send_targets(&key, (self.addr, self.local), Some(own.as_str())));
                 }
+                ("SendTargets", name) => {
+                    // A name that is none, or of another target than the session's, is no answer's "nothing".
+                    let name: IscsiName = name.parse().ok()?;
+                    if key.target.is_some_and(|target| target != name) {
+                        return None;
+                    }
+                    out.extend(sink.send_targets(&key, (self.addr, self.local), Some(name.as_str())));
+                }
+                // Meant, but misspelt: "not understood" would look like an answer without targets.
+                (other, _) if is_like(other, "SendTargets") => return None,
                 ("MaxRecvDataSegmentLength", _) => {
                     self.agreed.take(pair, sink.options(), false);
                 }
@@ -321,4 +320,9 @@ impl Conn {
             self.end();
         }
     }
+}
+
+/// Whether `word` begins as `key` does, whatever its case.
+fn is_like(word: &str, key: &str) -> bool {
+    word.get(..key.len()).is_some_and(|head| head.eq_ignore_ascii_case(key))
 }

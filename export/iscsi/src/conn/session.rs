@@ -5,9 +5,11 @@
 //! received because a task management function said so ([`Session::plug`]).
 
 use std::cell::{Cell, RefCell, RefMut};
+use std::sync::Arc;
 
 use penstock_scsi::Nexus;
 
+use crate::config::Latencies;
 use crate::negotiate::Operational;
 use crate::sessions::SessionKey;
 
@@ -65,6 +67,8 @@ pub(crate) struct Session {
     /// There has been more than one connection: commands are kept in `pending`.
     several: Cell<bool>,
     pending: RefCell<Vec<Pending>>,
+    /// Where its commands' latencies are counted, as those of which reactor.
+    latencies: RefCell<Option<(Arc<Latencies>, usize)>>,
 }
 
 impl Session {
@@ -95,6 +99,20 @@ impl Session {
             members: RefCell::new(Vec::new()),
             several: Cell::new(false),
             pending: RefCell::new(Vec::new()),
+            latencies: RefCell::default(),
+        }
+    }
+
+    /// From now on latencies are counted there, by that reactor, or not any more.
+    pub(crate) fn set_latencies(&self, latencies: Option<&Arc<Latencies>>, reactor: usize) {
+        *self.latencies.borrow_mut() = latencies.map(|latencies| (Arc::clone(latencies), reactor));
+    }
+
+    /// Counts a command's latency, in nanoseconds, where that is wanted.
+    #[inline]
+    pub(crate) fn count_latency(&self, latency_ns: impl FnOnce() -> u64) {
+        if let Some((latencies, reactor)) = &*self.latencies.borrow() {
+            latencies.record(*reactor, latency_ns());
         }
     }
 

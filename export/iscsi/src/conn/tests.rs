@@ -125,7 +125,7 @@ impl Host {
                 self.aborting.push((tmf, waiting));
                 continue;
             }
-            let reply = penstock_scsi::Reply { result: Ok(()), changed: false, aborted: Vec::new() };
+            let reply = penstock_scsi::Reply::of(Ok(()));
             self.conn.replied(ReplyTo::Tmf(tmf), &reply, &mut self.bench);
         }
     }
@@ -475,7 +475,7 @@ fn an_abort_is_answered_when_the_io_is_back_and_the_command_is_not() {
     assert!(host.send(Bhs { flags: 0x85, ..abort }, &[]).is_empty());
     let (control, to) = host.bench.controls.pop().unwrap();
     assert_eq!(control, Control::Reset);
-    let reply = penstock_scsi::Reply { result: Ok(()), changed: true, aborted: Vec::new() };
+    let reply = penstock_scsi::Reply { changed: true, ..penstock_scsi::Reply::of(Ok(())) };
     host.conn.replied(to, &reply, &mut host.bench);
     assert_eq!(host.sent()[0].bhs.specific[0], 0);
 }

@@ -189,6 +189,9 @@ impl GroupCell {
 impl Group {
     fn apply(&mut self, config: &Arc<TargetConfig>) {
         self.core.set_target(config);
+        for session in self.core.sessions.values().filter(|session| session.key.target == Some(config.name)) {
+            session.set_latencies(config.latencies.as_ref(), self.core.index);
+        }
         let mut told: Vec<u16> = Vec::new();
         for index in 0..u32::try_from(self.entries.len()).unwrap_or(0) {
             let Some(entry) = self.entries.get_mut(index as usize).and_then(Option::as_mut) else { continue };

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use penstock_bdev::{BdevChannel, Busy, Io, IoStatus};
-use penstock_reactor::mem::Buf;
+use penstock_bdev::{BdevChannel, Busy, Io, IoStatus, Sg};
+use penstock_reactor::mem::{BUF_BYTES_MAX, Buf};
 use penstock_reactor::{Cx, Rest, Tick};
 use penstock_scsi::{Control, LuId, LuView, Nexus, iscsi_transport_id};
 use penstock_spec::iscsi::{IscsiName, LoginStatus};
@@ -57,6 +57,8 @@ pub(crate) struct Core {
     buffer_bytes: u64,
     /// Commands that wait for a buffer.
     pub(crate) starved: VecDeque<CmdId>,
+    /// It is their turn.
+    pub(crate) serving_starved: bool,
     /// Sessions that live here, by TSIH.
     pub(crate) sessions: BTreeMap<u16, Rc<Session>>,
     /// What connections want of others.
@@ -86,6 +88,7 @@ impl Core {
             active: Vec::new(),
             buffer_bytes: 0,
             starved: VecDeque::new(),
+            serving_starved: false,
             sessions: BTreeMap::new(),
             asks: VecDeque::new(),
             outbox: VecDeque::new(),
@@ -280,6 +283,20 @@ impl Core {
     }
 }
 
+/// Buffers of `len` bytes in all, all but the last as long as can be.
+#[inline]
+pub(crate) fn buffers_of(len: u32) -> Option<Sg> {
+    let (mut list, mut left) = (Sg::new(), len as usize);
+    loop {
+        let now = left.min(BUF_BYTES_MAX);
+        list.push(Buf::alloc(now)?);
+        left -= now;
+        if left == 0 {
+            return Some(list);
+        }
+    }
+}
+
 impl Directory for Core {
     fn target(&self, name: &IscsiName) -> Option<Arc<TargetConfig>> {
         self.targets.get(name).cloned()
@@ -320,14 +337,16 @@ impl Directory for Core {
 
 impl Sink for Core {
     #[inline]
-    fn buffer(&mut self, len: u32) -> Option<Buf> {
+    fn buffers(&mut self, len: u32) -> Option<Sg> {
         let bytes = self.buffer_bytes + u64::from(len);
-        if bytes > self.common.options.buffer_bytes_max {
+        // Who came first is served first: small commands would keep large ones waiting for ever.
+        let others_wait = !self.starved.is_empty() && !self.serving_starved;
+        if bytes > self.common.options.buffer_bytes_max || others_wait {
             return None;
         }
-        let buf = Buf::alloc(len as usize)?;
+        let list = buffers_of(len)?;
         self.buffer_bytes = bytes;
-        Some(buf)
+        Some(list)
     }
 
     #[inline]
@@ -448,6 +467,7 @@ impl Sink for Core {
         });
         let session = Session::new(*key, tsih, nexus, who.agreed.clone(), who.window, who.cmd_sn);
         session.join(member);
+        session.set_latencies(target.and_then(|config| config.latencies.as_ref()), self.index);
         let session = Rc::new(session);
         self.sessions.insert(tsih, Rc::clone(&session));
         Entered::Now(session)

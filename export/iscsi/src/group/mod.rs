@@ -29,6 +29,8 @@ use penstock_scsi::{LuView, Seal};
 pub use control::{ConnectionInfo, GroupStats};
 
 use self::core::Core;
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::core::buffers_of;
 use self::sweep::{Ask, Origin};
 use crate::config::IscsiOptions;
 use crate::conn::{CmdId, Conn, Scope};

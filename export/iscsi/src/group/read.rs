@@ -63,6 +63,13 @@ impl Group {
     /// Commands that found no buffer try again, in the order in which they came.
     pub(super) fn retry_starved(&mut self) -> usize {
         let waiting = self.core.starved.len();
+        self.core.serving_starved = true;
+        let served = self.serve_starved(waiting);
+        self.core.serving_starved = false;
+        served
+    }
+
+    fn serve_starved(&mut self, waiting: usize) -> usize {
         for done in 0..waiting {
             let Some(id) = self.core.starved.pop_front() else { return done };
             let Some(entry) = self.entries.get_mut(id.conn as usize).and_then(Option::as_mut) else {

@@ -295,7 +295,7 @@ impl Group {
         match origin {
             Origin::Call(call) => call(),
             Origin::Reply(to) if to.reactor == self.core.index => {
-                self.replied(to, &Reply { result: Ok(()), changed: false, aborted: Vec::new() });
+                self.replied(to, &Reply::of(Ok(())));
             }
             Origin::Reply(to) => self.core.outbox.push_back((to.reactor, Msg::Answer(to))),
         }

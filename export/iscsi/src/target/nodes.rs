@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use penstock_bdev::Shared;
 use penstock_reactor::Answers;
+use penstock_reactor::stat::Histogram;
 use penstock_scsi::{Limits, LuConfig, LuId, LuOwner, PortGroup};
 use penstock_spec::iscsi::IscsiName;
 use penstock_spec::scsi::report::AccessState;
@@ -13,7 +14,7 @@ use penstock_spec::scsi::report::AccessState;
 use super::params::address;
 use super::portals::pg_tag;
 use super::{AuthChoice, NewLun, NewTargetNode, State, Target, TargetError};
-use crate::config::{LunConfig, MAPS_MAX, TARGETS_MAX, TRANSFER_BYTES_MAX, TargetConfig};
+use crate::config::{Latencies, LunConfig, MAPS_MAX, TARGETS_MAX, TRANSFER_BYTES_MAX, TargetConfig};
 use crate::group::GroupCell;
 
 /// LUNs of one target node at most.
@@ -45,6 +46,8 @@ pub(super) struct Node {
     pub(super) data_digest: bool,
     /// Where logins at a portal group are sent.
     pub(super) redirects: BTreeMap<u16, SocketAddr>,
+    /// How long its commands take, where somebody wants to know.
+    pub(super) latencies: Option<Arc<Latencies>>,
 }
 
 impl Node {
@@ -87,6 +90,7 @@ impl State {
             header_digest: node.header_digest,
             data_digest: node.data_digest,
             redirects: node.redirects.clone(),
+            latencies: node.latencies.clone(),
         })
     }
 }
@@ -117,6 +121,7 @@ impl Target {
             header_digest: new.header_digest,
             data_digest: new.data_digest,
             redirects: BTreeMap::new(),
+            latencies: None,
         };
         {
             let mut state = self.0.state.borrow_mut();
@@ -360,6 +365,29 @@ impl Target {
         self.all(self.publish_node(&name), "redirect a target node").await.map(drop)
     }
 
+    /// `iscsi_enable_histogram`: begins to count how long a target's commands take, anew, or ends it.
+    ///
+    /// # Errors
+    /// [`TargetError::Missing`].
+    pub async fn enable_histogram(&self, name: &str, enable: bool) -> Result<(), TargetError> {
+        let (name, _) = self.node(name)?;
+        let reactors = self.0.common.peers.len();
+        if let Some(node) = self.0.state.borrow_mut().nodes.get_mut(&name) {
+            node.latencies = enable.then(|| Arc::new(Latencies::new(reactors)));
+        }
+        self.all(self.publish_node(&name), "count the latencies of a target node").await.map(drop)
+    }
+
+    /// `iscsi_get_histogram`: how long a target's commands have taken since that was asked for, in nanoseconds; `None`
+    /// where it was not.
+    ///
+    /// # Errors
+    /// [`TargetError::Missing`].
+    pub fn histogram(&self, name: &str) -> Result<Option<Histogram>, TargetError> {
+        let (_, node) = self.node(name)?;
+        Ok(node.latencies.map(|latencies| latencies.total()))
+    }
+
     /// `iscsi_target_node_request_logout`: asks initiators to log out, by one portal group or by all; those that do not
     /// are cut off. They may come again at once: to where a redirect sends them.
     ///
@@ -423,7 +451,7 @@ impl Target {
     }
 }
 
-/// What one command may ask for: its data fit into a buffer. COMPARE AND WRITE has as much again to compare with.
+/// What one command may ask for. COMPARE AND WRITE has as much again to compare with.
 fn limits(block_bytes: u32) -> Limits {
     let default = Limits::default();
     let blocks = TRANSFER_BYTES_MAX / 2 / block_bytes.max(1);
@@ -456,13 +484,14 @@ mod tests {
 
     /// With blocks of 4 KiB, 255 blocks to compare and as many to write once waited for ever for a buffer of 2 MiB.
     #[test]
-    fn the_data_of_every_command_fit_into_a_buffer() {
+    fn the_data_of_every_command_fit_into_what_one_may_have() {
         for block_bytes in [512, 4096, 65_536] {
             let limits = limits(block_bytes);
             let compared = u32::from(limits.compare_and_write_blocks_max) * block_bytes * 2;
             assert!(compared > 0 && compared.max(limits.transfer_bytes_max) <= TRANSFER_BYTES_MAX);
         }
         assert_eq!(limits(512).compare_and_write_blocks_max, 255);
-        assert_eq!(limits(4096).compare_and_write_blocks_max, 128);
+        assert_eq!(limits(4096).compare_and_write_blocks_max, 255);
+        assert_eq!(limits(65_536).compare_and_write_blocks_max, 64);
     }
 }

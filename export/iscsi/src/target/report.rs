@@ -171,6 +171,10 @@ impl Target {
                 merge(&mut params, json!({ "name": name.as_str() }));
                 calls.push(("iscsi_target_node_set_redirect", params));
             }
+            if node.latencies.is_some() {
+                let params = json!({ "name": name.as_str(), "enable": true });
+                calls.push(("iscsi_enable_histogram", params));
+            }
         }
         calls.extend(start_calls(&state));
         calls

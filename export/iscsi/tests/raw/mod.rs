@@ -36,7 +36,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 pub const TARGET: &str = "iqn.2026-11.io.penstock:raw";
 pub const BLOCK: usize = 512;
-pub const BLOCKS: u64 = 16_384;
+pub const BLOCKS: u64 = 32_768;
 /// How long a read of LUN 1 takes.
 pub const SLOW: Duration = Duration::from_millis(300);
 pub const READ: u8 = ScsiCommandHdr::READ;

@@ -1,5 +1,6 @@
 //! Commands about the blocks as a whole: READ CAPACITY, GET LBA STATUS, READ DEFECT DATA.
 
+use penstock_bdev::Run;
 use penstock_spec::scsi::block::{
     Capacity10, Capacity16, DefectHdr10, DefectHdr12, LBPME, LBPRZ, LbaStatus, LbaStatusHdr,
 };
@@ -7,6 +8,7 @@ use penstock_spec::scsi::sense::Asc;
 
 use super::put;
 use crate::config::LuConfig;
+use crate::lu::Control;
 use crate::sense::{Fault, Sense};
 
 /// READ CAPACITY(10) data. `pmi` and `lba` are obsolete and have to be 0.
@@ -40,15 +42,41 @@ pub(crate) fn capacity16(config: &LuConfig, out: &mut Vec<u8>) {
     );
 }
 
-/// GET LBA STATUS data. Which blocks are mapped, a bdev does not tell; "mapped or unknown" is said of all.
-pub(crate) fn lba_status(config: &LuConfig, lba: u64, out: &mut Vec<u8>) -> Result<(), Fault> {
-    let blocks = config.info().blocks;
-    let left = blocks.checked_sub(lba).filter(|left| *left > 0);
-    let left = left.ok_or(Sense::illegal(Asc::LBA_OUT_OF_RANGE))?;
-    put(out, &LbaStatusHdr { len: 20.into(), ..LbaStatusHdr::default() });
-    let blocks = u32::try_from(left).unwrap_or(u32::MAX).into();
-    put(out, &LbaStatus { lba: lba.into(), blocks, ..LbaStatus::default() });
-    Ok(())
+/// Descriptors of one GET LBA STATUS at most.
+const RUNS_MAX: u32 = 256;
+
+/// What GET LBA STATUS asks of whom knows which blocks have storage: as many descriptors as there is room for.
+pub(crate) fn lba_status_asked(config: &LuConfig, first: u64, room_bytes: u32) -> Result<Control, Fault> {
+    if first >= config.info().blocks {
+        return Err(Sense::illegal(Asc::LBA_OUT_OF_RANGE).into());
+    }
+    let runs_max = (room_bytes.saturating_sub(8) / 16).clamp(1, RUNS_MAX);
+    Ok(Control::Allocation { first, runs_max: usize::try_from(runs_max).unwrap_or(1) })
+}
+
+/// GET LBA STATUS data: mapped (or it is not known), or deallocated.
+pub(crate) fn lba_status(first: u64, runs: &[Run], out: &mut Vec<u8>) {
+    /// PROVISIONING STATUS.
+    const DEALLOCATED: u8 = 1;
+    let mut descriptors = Vec::new();
+    let mut lba = first;
+    for run in runs {
+        let blocks = u32::try_from(run.blocks).unwrap_or(u32::MAX);
+        let status = if run.allocated { 0 } else { DEALLOCATED };
+        put(
+            &mut descriptors,
+            &LbaStatus { lba: lba.into(), blocks: blocks.into(), status, ..LbaStatus::default() },
+        );
+        lba += u64::from(blocks);
+        if u64::from(blocks) < run.blocks {
+            // The next descriptor would not begin where this one ends.
+            break;
+        }
+    }
+    // PARAMETER DATA LENGTH counts from the byte behind itself on.
+    let len = u32::try_from(descriptors.len()).unwrap_or(0) + 4;
+    put(out, &LbaStatusHdr { len: len.into(), ..LbaStatusHdr::default() });
+    out.append(&mut descriptors);
 }
 
 /// READ DEFECT DATA: there are no defects to tell of. `lists`: PLIST, GLIST and format as asked.

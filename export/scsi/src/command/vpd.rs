@@ -125,14 +125,14 @@ fn extended(config: &LuConfig) -> ExtendedInquiry {
 
 fn block_limits(config: &LuConfig) -> BlockLimits {
     let (info, limits) = (config.info(), &config.limits);
-    let physical = info.physical_block_bytes / info.block_bytes;
+    let granularity = (info.physical_block_bytes / info.block_bytes).max(info.caps.optimal_blocks);
     let transfer_max = config.transfer_blocks_max();
     let mut page = BlockLimits {
         hdr: hdr(VpdPage::BLOCK_LIMITS, 60),
         // WRITE SAME of 0 blocks, "until the end", is refused.
         wsnz: 0x01,
         compare_and_write_max: limits.compare_and_write_blocks_max,
-        granularity: u16::try_from(physical).unwrap_or(1).into(),
+        granularity: u16::try_from(granularity).unwrap_or(1).into(),
         transfer_max: transfer_max.into(),
         transfer_optimal: info.caps.optimal_blocks.min(transfer_max).into(),
         write_same_max: u64::from(limits.write_same_blocks_max).into(),
@@ -141,7 +141,7 @@ fn block_limits(config: &LuConfig) -> BlockLimits {
     if config.is_thin() {
         page.unmap_lba_max = limits.unmap_blocks_max.into();
         page.unmap_descriptors_max = u32::from(limits.unmap_descriptors_max).into();
-        page.unmap_granularity = physical.into();
+        page.unmap_granularity = granularity.into();
     }
     if limits.atomic_blocks_max > 0 {
         page.atomic_max = u32::from(limits.atomic_blocks_max).into();

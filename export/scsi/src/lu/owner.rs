@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use penstock_bdev::Run;
 use penstock_bdev::reservation::{
     Effects, HostId, Notice, Refusal, RegistrantId, ReservationStore, ReservationType, ReservationView,
     Reservations,
@@ -94,6 +95,13 @@ pub enum Control {
     Load(bool),
     /// PREVENT ALLOW MEDIUM REMOVAL.
     Prevent(bool),
+    /// GET LBA STATUS: from which block on, and how many descriptors at most.
+    Allocation {
+        /// STARTING LOGICAL BLOCK ADDRESS.
+        first: u64,
+        /// How many descriptors.
+        runs_max: usize,
+    },
     /// SET TARGET PORT GROUPS: group and state.
     SetPortGroups(Vec<(u16, AccessState)>),
     /// Not a command: LOGICAL UNIT RESET or a reset of the target.
@@ -111,6 +119,16 @@ pub struct Reply {
     pub changed: bool,
     /// Nexuses whose commands to this logical unit are to be aborted before the answer (PREEMPT AND ABORT).
     pub aborted: Vec<RegistrantId>,
+    /// [`Control::Allocation`]: what is known.
+    pub runs: Vec<Run>,
+}
+
+impl Reply {
+    /// One that changes nothing.
+    #[must_use]
+    pub fn of(result: Result<(), Fault>) -> Self {
+        Self { result, changed: false, aborted: Vec::new(), runs: Vec::new() }
+    }
 }
 
 /// Owner of a logical unit.
@@ -161,7 +179,7 @@ impl LuOwner {
     /// Does `control` for `from`.
     pub fn handle(&mut self, from: &RegistrantId, control: &Control) -> Reply {
         let before = self.view.version;
-        let mut aborted = Vec::new();
+        let (mut aborted, mut runs) = (Vec::new(), Vec::new());
         let result = match control {
             Control::Reserve6 => self.reserve6(from),
             Control::Release6 => self.release6(from),
@@ -170,10 +188,14 @@ impl LuOwner {
             Control::Load(load) => self.load(from, *load),
             Control::Prevent(prevent) => self.prevent(from, *prevent),
             Control::SetPortGroups(states) => self.set_port_groups(from, states),
+            Control::Allocation { first, runs_max } => {
+                runs = self.allocation(*first, *runs_max);
+                Ok(())
+            }
             Control::Reset => self.reset(),
             Control::NexusLost => self.nexus_lost(from),
         };
-        Reply { result, changed: self.view.version != before, aborted }
+        Reply { result, changed: self.view.version != before, aborted, runs }
     }
 
     /// What the last command has done to the shared reservations: for [`Self::reservations_changed`] of other logical
@@ -225,6 +247,14 @@ impl LuOwner {
         let view = Arc::make_mut(&mut self.view);
         change(view);
         view.version += 1;
+    }
+
+    /// Which blocks have storage; of a bdev that does not tell, all may have.
+    fn allocation(&self, first: u64, runs_max: usize) -> Vec<Run> {
+        let config = &self.view.config;
+        let left = config.info().blocks.saturating_sub(first);
+        let known = if config.is_thin() { config.descriptor.allocation(first, runs_max) } else { None };
+        known.unwrap_or_else(|| vec![Run { blocks: left, allocated: true }])
     }
 
     fn reserve6(&mut self, from: &RegistrantId) -> Result<(), Fault> {

@@ -11,7 +11,7 @@ use crate::command::table::{Entry, Kind};
 use crate::command::{
     LIST_BYTES_MAX, capacity, copy, inquiry, mode, ports, report, reserve, token, unmap, view,
 };
-use crate::lu::Control;
+use crate::lu::{Control, Reply};
 use crate::nexus::Nexus;
 
 impl Task {
@@ -53,6 +53,12 @@ impl Task {
             Kind::PreventAllow => {
                 let prevent = view::<cdb::Basic6>(&self.cdb)?.len & 0x01 != 0;
                 Ok(self.ask_owner(Control::Prevent(prevent)))
+            }
+            Kind::LbaStatus => {
+                let first = view::<cdb::ServiceActionIn16>(&self.cdb)?.lba.get();
+                let room_bytes = self.allocation_length(entry)?;
+                let asked = capacity::lba_status_asked(self.config(nexus)?, first, room_bytes)?;
+                Ok(self.ask_owner(asked))
             }
             Kind::Reserve6 => Ok(self.ask_owner(Control::Reserve6)),
             Kind::Release6 => Ok(self.ask_owner(Control::Release6)),
@@ -126,9 +132,6 @@ impl Task {
                 capacity::capacity16(config, out);
                 Ok(())
             }
-            Kind::LbaStatus => {
-                capacity::lba_status(config, view::<cdb::ServiceActionIn16>(cdb)?.lba.get(), out)
-            }
             Kind::DefectData => {
                 let long = entry.opcode == Opcode::READ_DEFECT_DATA_12;
                 let lists = if long { twelve()?.service_action } else { view::<cdb::Basic10>(cdb)?.page };
@@ -193,6 +196,17 @@ impl Task {
         self.bytes.truncate(usize::try_from(allocation_length).unwrap_or(usize::MAX));
         self.answer.transfer_bytes = u64::try_from(self.bytes.len()).unwrap_or(0);
         Ok(Step::Done)
+    }
+
+    /// The owner has done what it was asked.
+    pub(super) fn on_replied(&mut self, reply: &Reply) -> Result<Step, Fault> {
+        let entry = crate::command::table::find(&self.cdb)?;
+        if entry.kind != Kind::LbaStatus {
+            return Ok(Step::Done);
+        }
+        let first = view::<cdb::ServiceActionIn16>(&self.cdb)?.lba.get();
+        capacity::lba_status(first, &reply.runs, &mut self.bytes);
+        self.truncate(self.allocation_length(entry)?)
     }
 
     pub(super) fn ask_owner(&mut self, control: Control) -> Step {

@@ -233,7 +233,7 @@ impl Task {
     /// When none is awaited.
     pub fn replied(&mut self, reply: &Reply) -> Step {
         assert!(matches!(self.waits_for, Step::Control { .. }), "the task does not wait for its owner");
-        let outcome = reply.result.map(|()| Step::Done);
+        let outcome = reply.result.and_then(|()| self.on_replied(reply));
         self.settle(outcome)
     }
 

@@ -11,6 +11,7 @@ pub mod iscsi;
 pub mod net;
 pub mod paths;
 pub mod process;
+pub mod relay;
 pub mod rpc;
 pub mod scenario;
 pub mod target;

@@ -64,6 +64,8 @@ pub(super) struct Image {
 pub(super) struct Extras {
     pub(super) tools: Vec<&'static str>,
     pub(super) modules: Vec<&'static str>,
+    /// Files, and whole directories, that stand at the same place in the guest.
+    pub(super) files: Vec<&'static str>,
 }
 
 /// What a path of the image holds.
@@ -129,6 +131,9 @@ fn entries(modules: &Path, extras: &Extras) -> Result<BTreeMap<String, Entry>> {
     for name in TOOLS.iter().chain(&extras.tools) {
         add_program(&mut entries, name, &paths::tool(name)?)?;
     }
+    for file in &extras.files {
+        add_file(&mut entries, Path::new(file))?;
+    }
     add_modules(&mut entries, modules, &[MODULES, &extras.modules].concat())?;
     let texts = [
         ("/init", INIT),
@@ -162,6 +167,19 @@ fn add_program(entries: &mut BTreeMap<String, Entry>, name: &str, file: &Path) -
         let (Some(dir), Some(file_name)) = (library.parent(), library.file_name()) else { continue };
         let path = fs::canonicalize(dir)?.join(file_name);
         entries.insert(path.to_string_lossy().into_owned(), Entry::Copy(fs::canonicalize(library)?));
+    }
+    Ok(())
+}
+
+/// Adds a file, or all files of a directory, where they are on this machine.
+fn add_file(entries: &mut BTreeMap<String, Entry>, file: &Path) -> Result<()> {
+    let file = fs::canonicalize(file).with_context(|| format!("the guest wants {}", file.display()))?;
+    if !file.is_dir() {
+        entries.insert(file.to_string_lossy().into_owned(), Entry::Copy(file));
+        return Ok(());
+    }
+    for entry in fs::read_dir(&file)? {
+        add_file(entries, &entry?.path())?;
     }
     Ok(())
 }

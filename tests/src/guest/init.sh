@@ -9,6 +9,15 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
+# `penstock.root=DEVICE` on the kernel's command line: the root file system is there, with this script in it.
+root=$(sed -n 's/.*penstock\.root=\([^ ]*\).*/\1/p' /proc/cmdline)
+if [ -n "$root" ] && ! grep -q ' / ext4 ' /proc/mounts; then
+    for module in virtio_pci virtio_blk ext4; do modprobe $module; done
+    until [ -b "$root" ]; do sleep 0.05; done
+    mount -t ext4 "$root" /mnt
+    umount /dev /sys /proc
+    exec switch_root /mnt /init
+fi
 mkdir -p /dev/shm /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 mount -t tmpfs tmpfs /run

@@ -99,6 +99,13 @@ impl Machine {
         self
     }
 
+    /// Gives the guest files of this machine's, and all files of directories, at the same places; without libraries.
+    #[must_use]
+    pub fn files(mut self, paths: &[&'static str]) -> Self {
+        self.extras.files.extend(paths);
+        self
+    }
+
     /// Gives the guest a program of this workspace's, as /usr/bin/`name`.
     ///
     /// # Errors

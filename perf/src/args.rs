@@ -9,7 +9,7 @@ use penstock_security::hash::Hash;
 
 use crate::workload::Pattern;
 
-/// Drives a bdev of this process, or an NVMe/TCP target, as fast as it can, and reports IOPS and latencies.
+/// Drives a bdev of this process, or an NVMe/TCP or iSCSI target, as fast as it can, and reports IOPS and latencies.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "penstock-perf", version, after_help = AFTER_HELP)]
 pub struct Args {
@@ -95,6 +95,7 @@ TARGETS:
   malloc[:SIZE]                          a bdev in memory (default 256M)
   file:PATH                              a file or block device, through io_uring
   nvme-tcp://HOST:PORT/NQN[?nsid=N]      an NVMe/TCP target, through penstock's own initiator
+  iscsi://HOST:PORT/IQN/LUN              an iSCSI target, through penstock's own initiator (no digests, no CHAP)
 
 EXAMPLES:
   penstock-perf null --qd 128 --cores 1

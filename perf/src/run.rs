@@ -120,6 +120,10 @@ fn start_worker(
             let queues = remote.open_queues(args.queues, args.qd)?;
             started.handle.send(move |cx| add_worker(cx, Ok(queues), task, slots, report))?;
         }
+        Target::Iscsi(target) => {
+            let session = target.open_session(args.qd)?;
+            started.handle.send(move |cx| add_worker(cx, Ok(session), task, slots, report))?;
+        }
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ use penstock_spec::nvmf::Nqn;
 use uuid::Uuid;
 
 use crate::args::{Args, parse_bytes};
+use crate::iscsi::IscsiTarget;
 use crate::remote::{Queue, Remote};
 
 const NULL_BLOCKS: u64 = 1 << 28;
@@ -37,6 +38,8 @@ pub enum Target {
     Bdev(Descriptor),
     /// A namespace of an NVMe/TCP target.
     Remote(Box<RemoteTarget>),
+    /// A LUN of an iSCSI target.
+    Iscsi(Box<IscsiTarget>),
 }
 
 /// A controller, and what its namespace looks like.
@@ -58,6 +61,9 @@ impl Target {
         if let Some(rest) = args.target.strip_prefix("nvme-tcp://") {
             return Ok(Self::Remote(Box::new(RemoteTarget::connect(rest, args)?)));
         }
+        if let Some(rest) = args.target.strip_prefix("iscsi://") {
+            return Ok(Self::Iscsi(Box::new(IscsiTarget::connect(rest)?)));
+        }
         let (kind, rest) = args.target.split_once(':').unwrap_or((&args.target, ""));
         let bdev: Arc<dyn Bdev> = match kind {
             "null" if rest.is_empty() => Null::new("null0", Uuid::from_u128(1), NULL_BLOCKS, BLOCK_BYTES)?,
@@ -74,6 +80,7 @@ impl Target {
         match self {
             Self::Bdev(descriptor) => (descriptor.shared().block_bytes(), descriptor.shared().blocks()),
             Self::Remote(remote) => (remote.block_bytes, remote.blocks),
+            Self::Iscsi(target) => target.geometry(),
         }
     }
 }

@@ -354,6 +354,29 @@ fn the_tool_shows_tables_and_says_what_to_do() {
 }
 
 #[test]
+fn the_tool_makes_filters_and_lets_them_go_wrong() {
+    let daemon = Daemon::start("filters", &[]);
+    daemon.says(&["bdev", "create", "malloc", "m0", "8M"]);
+    assert_eq!(daemon.says(&["bdev", "create", "delay", "d0", "m0", "--read", "20"]), "made d0\n");
+    assert_eq!(daemon.says(&["bdev", "create", "passthru", "p0", "d0"]), "made p0\n");
+    assert_eq!(daemon.says(&["bdev", "create", "error", "p0"]), "made EE_p0\n");
+    assert_eq!(daemon.says(&["bdev", "create", "split", "EE_p0", "2"]), "made EE_p0p0, EE_p0p1\n");
+    daemon.says(&["bdev", "latency", "d0", "write-p99", "500"]);
+    daemon
+        .says(&["bdev", "inject", "EE_p0", "write", "failure", "--num", "3", "--lba", "8", "--blocks", "8"]);
+    daemon.says(&["bdev", "inject", "EE_p0", "clear"]);
+    daemon.says(&["bdev", "qos", "EE_p0p0", "--iops", "1000", "--write-mib", "5"]);
+    let shown = |name| daemon.call("bdev_get_bdevs", json!({"name": name})).unwrap()[0].clone();
+    assert_eq!(shown("d0")["driver_specific"]["delay"]["avg_read_latency"], 20);
+    assert_eq!(shown("d0")["driver_specific"]["delay"]["p99_write_latency"], 500);
+    assert_eq!(shown("EE_p0p1")["num_blocks"], 8192);
+    assert_eq!(shown("EE_p0p0")["assigned_rate_limits"]["w_mbytes_per_sec"], 5);
+    let refused = daemon.tool(&["bdev", "inject", "EE_p0", "write", "corrupt-data", "--xor", "0"]);
+    assert!(!refused.status.success());
+    daemon.end();
+}
+
+#[test]
 fn metrics_are_served_and_nothing_else() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let daemon = Daemon::start("metrics", &["--metrics", &address]);

@@ -115,6 +115,45 @@ pub(crate) enum BdevCommand {
         /// MiB read and written per second
         #[arg(long, value_name = "N")]
         mib: Option<u64>,
+        /// MiB read per second
+        #[arg(long, value_name = "N")]
+        read_mib: Option<u64>,
+        /// MiB written per second
+        #[arg(long, value_name = "N")]
+        write_mib: Option<u64>,
+    },
+    /// Change a latency of a delay bdev
+    Latency {
+        /// The delay bdev
+        name: String,
+        /// Which latency
+        which: Latency,
+        /// The new one, in microseconds
+        us: u64,
+    },
+    /// Let I/Os of an error bdev fail, hang or go wrong
+    Inject {
+        /// The error bdev
+        name: String,
+        /// Which I/Os; clear takes all rules away
+        io: InjectIo,
+        /// What happens to them; not with clear
+        error: Option<InjectError>,
+        /// How many I/Os
+        #[arg(long, default_value_t = 1)]
+        num: u32,
+        /// Only I/Os that touch blocks from this one on
+        #[arg(long)]
+        lba: Option<u64>,
+        /// Only so many blocks from there
+        #[arg(long, requires = "lba")]
+        blocks: Option<u64>,
+        /// Only so many of a thousand I/Os
+        #[arg(long, value_name = "N")]
+        per_mille: Option<u32>,
+        /// With corrupt-data: what its first byte is XORed with, 1 to 255
+        #[arg(long, value_name = "BYTE")]
+        xor: Option<u8>,
     },
     /// What bdevs did since the last reset
     Stat {
@@ -162,6 +201,94 @@ pub(crate) enum CreateCommand {
         #[arg(long, default_value_t = 512)]
         block_size: u32,
     },
+    /// A filter that delays completions
+    Delay {
+        /// Its name
+        name: String,
+        /// The bdev that it stands on
+        base: String,
+        /// Latency of most reads, in microseconds
+        #[arg(long, value_name = "US", default_value_t = 0)]
+        read: u64,
+        /// Latency of one read in a hundred (default: as that of most)
+        #[arg(long, value_name = "US")]
+        read_p99: Option<u64>,
+        /// Latency of most writes, in microseconds
+        #[arg(long, value_name = "US", default_value_t = 0)]
+        write: u64,
+        /// Latency of one write in a hundred (default: as that of most)
+        #[arg(long, value_name = "US")]
+        write_p99: Option<u64>,
+    },
+    /// A filter that can make I/O fail (bdev inject), named EE_ and its base's name
+    Error {
+        /// The bdev that it stands on
+        base: String,
+    },
+    /// Parts of equal length of a bdev, named by it, p and a number
+    Split {
+        /// The bdev to be cut up
+        base: String,
+        /// How many parts
+        parts: u32,
+        /// Length of a part, like 1G (default: as long as they can be)
+        #[arg(long)]
+        size: Option<String>,
+    },
+    /// A filter that changes nothing
+    Passthru {
+        /// Its name
+        name: String,
+        /// The bdev that it stands on
+        base: String,
+    },
+}
+
+/// Which latency of a delay bdev.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Latency {
+    /// Of most reads
+    Read,
+    /// Of one read in a hundred
+    ReadP99,
+    /// Of most writes
+    Write,
+    /// Of one write in a hundred
+    WriteP99,
+}
+
+/// Which I/Os an error bdev lets go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InjectIo {
+    /// None any more
+    Clear,
+    /// All
+    All,
+    /// Reads
+    Read,
+    /// Writes
+    Write,
+    /// Unmaps
+    Unmap,
+    /// Flushes
+    Flush,
+    /// Writes of zeroes
+    WriteZeroes,
+    /// Compares
+    Compare,
+}
+
+/// How they go wrong.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum InjectError {
+    /// They fail
+    Failure,
+    /// They hang until cleared or reset
+    Pending,
+    /// A byte is changed
+    CorruptData,
+    /// There is no memory for them
+    Nomem,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::cli::args::{BdevCommand, CreateCommand};
+use crate::cli::args::{BdevCommand, CreateCommand, InjectError, InjectIo, Latency};
 use crate::cli::client::Client;
 use crate::cli::table::{Table, bytes, elements, number_of, text_of, time_ns};
 use crate::cli::{CliError, Out};
@@ -21,7 +21,13 @@ pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: BdevCommand) 
         BdevCommand::Create(command) => {
             let (method, params) = create(command)?;
             let name = client.call(method, params)?;
-            out.show(&name, |name| format!("made {}\n", name.as_str().unwrap_or_default()))
+            out.show(&name, |name| match name.as_array() {
+                Some(names) => format!(
+                    "made {}\n",
+                    names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+                ),
+                None => format!("made {}\n", name.as_str().unwrap_or_default()),
+            })
         }
         BdevCommand::Delete { name } => {
             client.call("penstock_bdev_delete", json!({"name": name}))?;
@@ -32,9 +38,21 @@ pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: BdevCommand) 
             let blocks = client.call("penstock_bdev_resize", json!({"name": name, "bytes": size}))?;
             out.show(&blocks, |value| format!("{name} has {}\n", bytes(number_of(value, "bytes"))))
         }
-        BdevCommand::Qos { name, iops, mib } => {
-            let params = json!({"name": name, "rw_ios_per_sec": iops, "rw_mbytes_per_sec": mib});
+        BdevCommand::Qos { name, iops, mib, read_mib, write_mib } => {
+            let params = json!({"name": name, "rw_ios_per_sec": iops, "rw_mbytes_per_sec": mib,
+                "r_mbytes_per_sec": read_mib, "w_mbytes_per_sec": write_mib});
             client.call("bdev_set_qos_limit", params)?;
+            out.line("done")
+        }
+        BdevCommand::Latency { name, which, us } => {
+            let params = json!({"delay_bdev_name": name, "latency_type": latency(which), "latency_us": us});
+            client.call("bdev_delay_update_latency", params)?;
+            out.line("done")
+        }
+        BdevCommand::Inject { name, io, error, num, lba, blocks, per_mille, xor } => {
+            let params = json!({"name": name, "io_type": io_type(io), "error_type": error_of(io, error)?, "num": num,
+                "lba": lba, "num_blocks": blocks, "rate_per_mille": per_mille, "corrupt_value": xor});
+            client.call("bdev_error_inject_error", params)?;
             out.line("done")
         }
         BdevCommand::Stat { reset } => {
@@ -49,6 +67,51 @@ fn size_of(text: &str) -> Result<usize, CliError> {
     options::size("SIZE", text).map_err(|error| CliError::Usage(error.to_string()))
 }
 
+fn latency(which: Latency) -> &'static str {
+    match which {
+        Latency::Read => "avg_read",
+        Latency::ReadP99 => "p99_read",
+        Latency::Write => "avg_write",
+        Latency::WriteP99 => "p99_write",
+    }
+}
+
+/// What happens to I/Os; the method wants a word with clear too.
+fn error_of(io: InjectIo, error: Option<InjectError>) -> Result<&'static str, CliError> {
+    match (io, error) {
+        (InjectIo::Clear, None) => Ok("failure"),
+        (InjectIo::Clear, Some(_)) => {
+            Err(CliError::Usage("clear takes all rules away; no kind of error goes with it".into()))
+        }
+        (_, Some(error)) => Ok(error_type(error)),
+        (_, None) => {
+            Err(CliError::Usage("say what is to happen: failure, pending, corrupt-data or nomem".into()))
+        }
+    }
+}
+
+fn io_type(io: InjectIo) -> &'static str {
+    match io {
+        InjectIo::Clear => "clear",
+        InjectIo::All => "all",
+        InjectIo::Read => "read",
+        InjectIo::Write => "write",
+        InjectIo::Unmap => "unmap",
+        InjectIo::Flush => "flush",
+        InjectIo::WriteZeroes => "write_zeroes",
+        InjectIo::Compare => "compare",
+    }
+}
+
+fn error_type(error: InjectError) -> &'static str {
+    match error {
+        InjectError::Failure => "failure",
+        InjectError::Pending => "pending",
+        InjectError::CorruptData => "corrupt_data",
+        InjectError::Nomem => "nomem",
+    }
+}
+
 fn create(command: CreateCommand) -> Result<(&'static str, Value), CliError> {
     let (method, name, size, block_size) = match command {
         CreateCommand::Uring { name, file, size, block_size, readonly } => {
@@ -58,6 +121,21 @@ fn create(command: CreateCommand) -> Result<(&'static str, Value), CliError> {
             let params = json!({"name": name, "filename": file, "block_size": block_size,
                 "create_size_mib": size_mib, "readonly": readonly});
             return Ok(("bdev_uring_create", params));
+        }
+        CreateCommand::Delay { name, base, read, read_p99, write, write_p99 } => {
+            let params = json!({"name": name, "base_bdev_name": base,
+                "avg_read_latency": read, "p99_read_latency": read_p99.unwrap_or(read),
+                "avg_write_latency": write, "p99_write_latency": write_p99.unwrap_or(write)});
+            return Ok(("bdev_delay_create", params));
+        }
+        CreateCommand::Error { base } => return Ok(("bdev_error_create", json!({"base_name": base}))),
+        CreateCommand::Split { base, parts, size } => {
+            let size_mib = size.as_deref().map(size_of).transpose()?.map(|bytes| bytes >> 20);
+            let params = json!({"base_bdev": base, "split_count": parts, "split_size_mb": size_mib});
+            return Ok(("bdev_split_create", params));
+        }
+        CreateCommand::Passthru { name, base } => {
+            return Ok(("bdev_passthru_create", json!({"name": name, "base_bdev_name": base})));
         }
         CreateCommand::Null { name, size, block_size } => ("bdev_null_create", name, size, block_size),
         CreateCommand::Malloc { name, size, block_size } => ("bdev_malloc_create", name, size, block_size),

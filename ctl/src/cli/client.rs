@@ -38,11 +38,22 @@ impl Client {
         }
     }
 
-    /// Calls a method.
+    /// Calls a method; a parameter that is null was not given, and is left out.
+    ///
+    /// # Errors
+    /// As [`Self::call_with`].
+    pub fn call(&mut self, method: &str, mut params: Value) -> Result<Value, CliError> {
+        if let Value::Object(params) = &mut params {
+            params.retain(|_, value| !value.is_null());
+        }
+        self.call_with(method, &params)
+    }
+
+    /// Calls a method with exactly these parameters.
     ///
     /// # Errors
     /// What the daemon refuses with; [`CliError::Answer`] where it does not answer.
-    pub fn call(&mut self, method: &str, params: Value) -> Result<Value, CliError> {
+    pub fn call_with(&mut self, method: &str, params: &Value) -> Result<Value, CliError> {
         let broken = |source| CliError::Answer { method: method.to_owned(), source };
         let id = self.next_id;
         self.next_id += 1;

@@ -80,7 +80,7 @@ pub fn run(args: Args, writer: &mut dyn Write) -> Result<(), CliError> {
                 None => serde_json::json!({}),
                 Some(text) => serde_json::from_str(text).map_err(CliError::Params)?,
             };
-            let result = connect()?.call(&method, params)?;
+            let result = connect()?.call_with(&method, &params)?;
             out.value(&result)
         }
         Command::Config(command) => config(&mut connect()?, &mut out, command),

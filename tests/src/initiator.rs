@@ -162,13 +162,32 @@ impl Queue {
         self.submit(&mut set, &[])?;
         let completion = self.completion()?;
         ensure!(completion.status == 0, "enabling the controller: status {:#06x}", completion.status);
+        self.until_ready(true)
+    }
+
+    /// Resets the controller and waits until it is; its I/O queues are closed by that.
+    ///
+    /// # Errors
+    /// Where it does not end.
+    pub fn reset(&mut self) -> Result<()> {
+        let mut set = fabrics(0x00);
+        put(&mut set, 44, &0x14_u32.to_le_bytes()); // CC
+        put(&mut set, 48, &(ENABLED & !1).to_le_bytes());
+        self.submit(&mut set, &[])?;
+        let completion = self.completion()?;
+        ensure!(completion.status == 0, "resetting the controller: status {:#06x}", completion.status);
+        self.until_ready(false)
+    }
+
+    /// Waits until CSTS.RDY is so.
+    fn until_ready(&mut self, ready: bool) -> Result<()> {
         crate::wait::until(ANSWER_LIMIT, || {
             let mut get = fabrics(0x04);
             put(&mut get, 44, &0x1c_u32.to_le_bytes()); // CSTS
             self.submit(&mut get, &[])?;
-            Ok((self.completion()?.result & 1 == 1).then_some(()))
+            Ok(((self.completion()?.result & 1 == 1) == ready).then_some(()))
         })
-        .context("the controller did not become ready")
+        .with_context(|| format!("the controller did not become ready: {ready}"))
     }
 
     /// Sends a Write of `blocks` blocks whose bytes the target must ask for, without waiting for anything.

@@ -50,9 +50,18 @@ fn await_paths(guest: &mut Guest, count: u32, state: &str) -> Result<()> {
 }
 
 #[test]
-fn linux_goes_on_through_flips_and_the_loss_of_a_path() -> Result<()> {
+fn linux_6_1_goes_on_through_flips_and_the_loss_of_a_path() -> Result<()> {
+    goes_on_through_flips_and_the_loss_of_a_path(Kernel::Linux6_1)
+}
+
+#[test]
+fn linux_6_12_goes_on_through_flips_and_the_loss_of_a_path() -> Result<()> {
+    goes_on_through_flips_and_the_loss_of_a_path(Kernel::Linux6_12)
+}
+
+fn goes_on_through_flips_and_the_loss_of_a_path(kernel: Kernel) -> Result<()> {
     let (mut target, [one, other]) = start()?;
-    let mut guest = Guest::boot(Kernel::Linux6_12, &[])?;
+    let mut guest = Guest::boot(kernel, &[])?;
     guest.run(&format!(
         "modprobe nvme-tcp
          for port in {one} {other}; do

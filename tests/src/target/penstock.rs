@@ -3,8 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::path::PathBuf;
 
-use anyhow::Result;
-use serde_json::json;
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
 
 use super::Target;
 use crate::daemon::Daemon;
@@ -36,9 +36,19 @@ impl Penstock {
     /// # Errors
     /// Where the daemon does not come up or refuses.
     pub fn start(backend: Backend, block_bytes: u32) -> Result<Self> {
+        Self::start_with(backend, block_bytes, json!({}))
+    }
+
+    /// The same, with options of the transport.
+    ///
+    /// # Errors
+    /// As [`Penstock::start`].
+    pub fn start_with(backend: Backend, block_bytes: u32, mut options: Value) -> Result<Self> {
         let daemon = Daemon::start(2)?;
         let port = net::free_port()?;
-        daemon.call("nvmf_create_transport", json!({"trtype": "TCP"}))?;
+        let object = options.as_object_mut().context("the options are an object")?;
+        object.insert("trtype".to_owned(), json!("TCP"));
+        daemon.call("nvmf_create_transport", options)?;
         let subsystem = json!({"nqn": NQN, "allow_any_host": true, "serial_number": "PENSTOCKE2E"});
         daemon.call("nvmf_create_subsystem", subsystem)?;
         let address =

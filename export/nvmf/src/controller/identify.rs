@@ -52,6 +52,9 @@ const NVM_VERSION: u32 = 0x0001_0000;
 
 const _: () = assert!(size_of::<Cqe>() == 16 && ADMIN_IN_CAPSULE_DATA <= IO_SIZE_MAX);
 
+/// OFCS: Disconnect is supported.
+const OFCS_DISCONNECT: u16 = 1;
+
 impl Controller {
     pub(super) fn identify(&self, sqe: &Sqe, out: &mut Vec<u8>) -> Result<(), Status> {
         let cmd = IdentifyCmd::from_sqe(sqe);
@@ -191,6 +194,7 @@ impl Controller {
         data.ioccsz = U32::new(options.ioccsz());
         data.iorcsz = U32::new(1);
         data.msdbd = 1;
+        data.ofcs = U16::new(OFCS_DISCONNECT);
 
         data.fr = firmware_revision();
         if self.is_discovery() {
@@ -198,6 +202,7 @@ impl Controller {
             data.dctype = DCTYPE_DDC;
             data.lpa = LogPageAttributes(0).with_lpeds(true).0;
             (data.sqes, data.cqes, data.ioccsz, data.iorcsz) = (0, 0, U32::new(0), U32::new(0));
+            data.ofcs = U16::new(0);
             return data;
         }
         ascii(&params.subsystem.serial_number, &mut data.sn);

@@ -322,7 +322,8 @@ impl Controller {
             FabricsType::PROPERTY_GET => self.property_get(sqe)?,
             FabricsType::PROPERTY_SET => self.property_set(sqe, now)?,
             FabricsType::CONNECT => return Err(SEQUENCE_ERROR),
-            // Disconnect is for I/O queues (Base 6.4); authentication is not offered.
+            // It is for I/O queues (Base 6.4).
+            FabricsType::DISCONNECT => return Err(Status::INVALID_QUEUE_TYPE.with_dnr()),
             _ => return Err(Status::INVALID_OPCODE.with_dnr()),
         };
         Ok(AdminOutcome::Done(completion))

@@ -6,7 +6,7 @@ use penstock_reactor::{Cx, Tick};
 use penstock_security::chap::Parties;
 use penstock_spec::nvme::{FabricsType, NvmOpcode, Sqe, Status};
 use penstock_spec::nvme_tcp::ADMIN_IN_CAPSULE_LEN;
-use penstock_spec::nvmf::connect::ConnectResult;
+use penstock_spec::nvmf::connect::{ConnectResult, RECFMT};
 use penstock_spec::nvmf::{ConnectCmd, ConnectData, Nqn};
 use zerocopy::FromBytes;
 
@@ -90,9 +90,15 @@ impl Group {
                 let at = *controller as usize;
                 self.admin(at, id, &sqe, now);
             }
+            (Link::Io(_), Some(FabricsType::DISCONNECT)) if sqe.cdw10.get() & 0xffff != u32::from(RECFMT) => {
+                self.answer(id, Status::CONNECT_INCOMPATIBLE_FORMAT.with_dnr(), 0);
+            }
             (Link::Io(_), Some(FabricsType::DISCONNECT)) => {
                 entry.ending = true;
                 self.answer(id, Status::SUCCESS, 0);
+            }
+            (Link::Io(_), Some(FabricsType::CONNECT)) => {
+                self.answer(id, Status::COMMAND_SEQUENCE_ERROR.with_dnr(), 0);
             }
             (Link::Io(_), None) if is_reservation(NvmOpcode(sqe.opc)) => self.reservation(id, &sqe),
             (Link::Io(_), _) => self.answer(id, Status::INVALID_OPCODE.with_dnr(), 0),

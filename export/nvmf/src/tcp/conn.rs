@@ -10,6 +10,7 @@
 mod answer;
 mod fused;
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use penstock_bdev::Io;
@@ -424,11 +425,16 @@ impl<L> Conn<L> {
                 if len == 0 { self.execute(slot, sink) } else { self.retry(slot, sink) }
             }
             Ok(Transfer::FromHost(TcpSgl::InCapsule { off_bytes, len })) => {
-                (req.dir, req.len, req.in_capsule) = (Dir::FromHost, len, true);
-                if off_bytes != 0 {
-                    self.respond(slot, Status::SGL_OFFSET_INVALID.with_dnr(), 0, 0, sink);
-                } else if len != pdu.data_len {
-                    self.respond(slot, Status::DATA_SGL_LENGTH_INVALID.with_dnr(), 0, 0, sink);
+                (req.dir, req.len, req.in_capsule) = (Dir::FromHost, pdu.data_len, true);
+                if off_bytes != 0 || len != pdu.data_len {
+                    match unused_before(off_bytes, len, pdu.data_len) {
+                        Ok(unused) => {
+                            req.unused = unused;
+                            pdu.slot = Some(slot);
+                            self.retry(slot, sink);
+                        }
+                        Err(status) => self.respond(slot, status.with_dnr(), 0, 0, sink),
+                    }
                 } else if len == 0 {
                     self.execute(slot, sink);
                 } else {
@@ -594,6 +600,10 @@ impl<L> Conn<L> {
             return;
         }
         req.r2t = false;
+        if req.unused > 0 {
+            self.held = self.held.saturating_sub(req.drop_unused().into());
+        }
+        let Some(req) = self.slab.get_mut(slot) else { return };
         if req.bad_digest {
             self.respond(slot, Status::TRANSIENT_TRANSPORT_ERROR, 0, 0, sink);
         } else {
@@ -680,6 +690,17 @@ impl<L> Conn<L> {
             self.held = self.held.saturating_sub(bytes_of(&io));
             sink.recycle(io);
         }
+    }
+}
+
+/// How many bytes of a capsule's data come before those that its SGL describes, which end with it (Base 4.3.2.2, sub type
+/// Offset; ICDOFF is 0).
+#[cold]
+fn unused_before(off_bytes: u64, len: u32, data_len: u32) -> Result<u32, Status> {
+    match off_bytes.checked_add(len.into()).map(|end| end.cmp(&data_len.into())) {
+        Some(Ordering::Equal) if len > 0 => u32::try_from(off_bytes).map_err(|_| Status::SGL_OFFSET_INVALID),
+        Some(Ordering::Greater) | None if off_bytes > 0 => Err(Status::SGL_OFFSET_INVALID),
+        _ => Err(Status::DATA_SGL_LENGTH_INVALID),
     }
 }
 

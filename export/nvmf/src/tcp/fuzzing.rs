@@ -179,12 +179,15 @@ impl Run {
         let opcode = opcode.get(usize::from(kind & 3)).copied().unwrap_or(NvmOpcode::FLUSH);
         let in_capsule = kind & 3 == 2;
         let mut sqe = Sqe { opc: opcode.0, cid: U16::new(u16::from(cid & 7)), ..Sqe::default() };
+        // Some data begin behind the capsule's first byte; some of those end behind its last.
+        let (unused, lead) = (u32::from(off & 3), u32::from(off >> 2 & 3));
         sqe.sgl1 = if in_capsule {
-            SglDescriptor::in_capsule(u64::from(off & 1), len)
+            SglDescriptor::in_capsule(u64::from(unused), len)
         } else {
             SglDescriptor::transport(len)
         };
-        let data = vec![cid; if in_capsule { usize::try_from(len).unwrap_or(0) } else { 0 }];
+        let lead = if lead == 0 { unused } else { 0 };
+        let data = vec![cid; if in_capsule { usize::try_from(len + lead).unwrap_or(0) } else { 0 }];
         self.pdu(PduType::CAPSULE_CMD, 72, 0, |ch| CapsuleCmdHdr { ch, sqe }.as_bytes().to_vec(), &data)
     }
 

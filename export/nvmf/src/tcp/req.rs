@@ -141,6 +141,8 @@ pub(crate) struct Req {
     pub(crate) cid: u16,
     /// Bytes of data.
     pub(crate) len: u32,
+    /// Of those, bytes before the ones that the SGL describes: dropped when all are there.
+    pub(crate) unused: u32,
     /// Bytes of data that have come.
     pub(crate) have: u32,
     /// Completion dword 0, where the command ends by itself.
@@ -163,6 +165,7 @@ impl Req {
             in_capsule: false,
             cid: 0,
             len: 0,
+            unused: 0,
             have: 0,
             result: 0,
             kind: ReqKind::Control,
@@ -189,6 +192,19 @@ impl Req {
     pub(crate) fn data_mut(&mut self, at: u32, len: u32) -> Option<&mut [u8]> {
         let (from, to) = (at as usize, (at as usize).checked_add(len as usize)?);
         self.io.as_mut()?.data.iter_mut().next()?.get_mut(from..to)
+    }
+
+    /// Keeps of its data what its SGL describes. Returns how many bytes that drops.
+    #[cold]
+    pub(crate) fn drop_unused(&mut self) -> u32 {
+        let unused = std::mem::take(&mut self.unused);
+        let Some(buf) = self.io.as_mut().and_then(|io| io.data.iter_mut().next()) else { return 0 };
+        let Some(rest) = buf.len().checked_sub(unused as usize) else { return 0 };
+        buf.copy_within(unused as usize.., 0);
+        buf.set_len(rest);
+        self.len -= unused;
+        self.have -= unused;
+        unused
     }
 
     /// Whether somebody outside of the connection will come back to it.
@@ -275,6 +291,7 @@ impl Slab {
             req.r2t = false;
             req.in_capsule = false;
             req.len = 0;
+            req.unused = 0;
             req.have = 0;
             req.result = 0;
             req.dir = Dir::None;

@@ -49,6 +49,25 @@ impl Regions {
         }
     }
 
+    /// How many regions there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.owners.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.owners.is_empty()
+    }
+
+    /// Whose a region is.
+    #[must_use]
+    pub fn owner(&self, region: u32) -> Option<LaneNo> {
+        let owner = self.owners.get(index(region))?.load(Ordering::Acquire);
+        owner.checked_sub(1).and_then(|lane| u16::try_from(lane).ok()).map(LaneNo)
+    }
+
     /// How many are nobody's.
     #[must_use]
     pub fn free(&self) -> usize {

@@ -15,6 +15,7 @@
 //! the last read of it has ended; the state changes by durable records only, one group of ops after the other.
 
 mod admin;
+pub(crate) mod check;
 mod checkpoint;
 mod collect;
 mod commit;
@@ -23,6 +24,7 @@ mod diff;
 mod drain;
 mod open;
 mod read;
+pub(crate) mod rescue;
 mod space;
 mod table;
 mod tables;

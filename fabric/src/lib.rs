@@ -24,6 +24,7 @@ pub mod driver;
 pub mod egroup;
 pub mod flow;
 pub mod format;
+pub mod fsck;
 pub mod id;
 pub mod lane;
 pub mod log;

@@ -3,12 +3,18 @@
 //! These are control flows over a [`Flow`] whose disk numbers are whatever the caller has plugged in where; only the
 //! superblocks say which disk of which pool it is.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
+
+use crate::alloc::Regions;
 
 use crate::flow::{DiskError, Flow, buffer};
 use crate::format::FormatError;
 use crate::format::superblock::{COPIES, DISKS_MAX, EDGE_BLOCKS, Layout, Superblock, Tier, copies};
-use crate::id::{BLOCK_BYTES, DiskNo};
+use crate::id::{BLOCK_BYTES, DiskNo, LaneNo};
+use crate::lane::{LaneDisk, LanePlace};
+use crate::log::LogPlace;
 
 /// How a pool is laid out on its disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,6 +240,24 @@ pub struct Pool {
 /// # Errors
 /// [`PoolError`] when disks are missing, foreign or there twice.
 pub async fn open(flow: &Flow, plugged: &[(DiskNo, u64)]) -> Result<Pool, PoolError> {
+    let (pool, damaged) = assemble(flow, plugged).await?;
+    for (at, superblock) in &pool.disks {
+        if damaged.iter().any(|(bad, _)| bad == at) {
+            write_superblock(flow, *at, superblock).await?;
+        }
+    }
+    Ok(pool)
+}
+
+/// As [`open`], without writing: where there are damaged copies of superblocks, and how many.
+///
+/// # Errors
+/// [`PoolError`].
+pub async fn assemble(
+    flow: &Flow,
+    plugged: &[(DiskNo, u64)],
+) -> Result<(Pool, Vec<(DiskNo, usize)>), PoolError> {
+    let mut damaged = Vec::new();
     let mut members = Vec::new();
     for (at, blocks) in plugged {
         if let Probe::Member(superblock, bad) = probe(flow, *at, *blocks).await? {
@@ -248,7 +272,7 @@ pub async fn open(flow: &Flow, plugged: &[(DiskNo, u64)]) -> Result<Pool, PoolEr
             return Err(PoolError::Foreign { at, found: superblock.pool, wanted: newest.pool });
         }
         if bad > 0 {
-            write_superblock(flow, at, &superblock).await?;
+            damaged.push((at, bad));
         }
         let disk = superblock.disk;
         let Some(place) = disks.get_mut(usize::from(superblock.disk_no.0)) else {
@@ -262,5 +286,37 @@ pub async fn open(flow: &Flow, plugged: &[(DiskNo, u64)]) -> Result<Pool, PoolEr
     for (place, (number, disk)) in disks.into_iter().zip((0..).map(DiskNo).zip(&newest.disks)) {
         complete.push(place.ok_or(PoolError::Missing { pool: newest.pool, disk: *disk, number })?);
     }
-    Ok(Pool { uuid: newest.pool, disks: complete })
+    Ok((Pool { uuid: newest.pool, disks: complete }, damaged))
+}
+
+impl Pool {
+    /// Where a lane is, with the regions of all disks (in the order of their numbers); every lane of an open pool gets the same ones.
+    #[must_use]
+    pub fn place(&self, lane: LaneNo, regions: &[Arc<Regions>]) -> Option<LanePlace> {
+        let (_, first) = self.disks.first()?;
+        let home = first.lane_homes.get(usize::from(lane.0))?;
+        let (at, superblock) = self.disks.get(usize::from(home.0))?;
+        let layout = superblock.layout;
+        let log = LogPlace {
+            pool: self.uuid,
+            lane,
+            disk_no: superblock.disk_no,
+            at: *at,
+            first: layout.log_first(lane),
+            segment_blocks: layout.segment_blocks,
+            segments: layout.segments,
+        };
+        let disk = |((at, _), regions): (&(DiskNo, Superblock), &Arc<Regions>)| LaneDisk {
+            at: *at,
+            regions: Arc::clone(regions),
+            write_cache: true,
+        };
+        Some(LanePlace { log, layout, disks: self.disks.iter().zip(regions).map(disk).collect() })
+    }
+
+    /// The regions of all disks, nobody's yet.
+    #[must_use]
+    pub fn regions(&self) -> Vec<Arc<Regions>> {
+        self.disks.iter().map(|(_, superblock)| Arc::new(Regions::new(superblock.layout))).collect()
+    }
 }

@@ -17,7 +17,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 /// A checkpoint, read or to be written.
 #[derive(Debug, Clone)]
-pub(super) struct Checkpoint {
+pub(crate) struct Checkpoint {
     pub(super) number: u64,
     pub(super) ops: Vec<MetaOp>,
     pub(super) state_lsn: Lsn,
@@ -91,7 +91,7 @@ impl Core {
     }
 }
 
-async fn write(flow: &Flow, place: &LanePlace, checkpoint: &Checkpoint) -> Result<(), DiskError> {
+pub(super) async fn write(flow: &Flow, place: &LanePlace, checkpoint: &Checkpoint) -> Result<(), DiskError> {
     let at = place.log.at;
     let root_at = place.layout.checkpoint_first(place.log.lane, checkpoint.number % 2);
     let body = checkpoint.ops.as_bytes();

@@ -88,7 +88,7 @@ pub struct OpenReport {
 }
 
 /// A state that is being rebuilt.
-struct Recovery {
+pub(super) struct Recovery {
     state: State,
     tables: Tables,
     group: Vec<MetaOp>,
@@ -174,7 +174,7 @@ impl Lane {
 
 impl Recovery {
     /// The state of the checkpoint, and what the log says behind it.
-    async fn run(
+    pub(super) async fn run(
         flow: &Flow,
         place: &LanePlace,
         options: &LaneOptions,
@@ -203,6 +203,11 @@ impl Recovery {
             Some(source) => Err(LaneError::State { lane, source }),
             None => Ok((recovery, end)),
         }
+    }
+
+    /// The state, and how many records were read.
+    pub(super) fn into_state(self) -> (State, u64) {
+        (self.state, self.records)
     }
 
     fn visit(&mut self, lsn: Lsn, header: &RecordHeader, payload: &[u8]) {

@@ -99,7 +99,9 @@ pub async fn replay(
                     let (batch, lsn) = (position.batch, position.lsn);
                     return Err(ReplayError::Damaged { lane: place.lane, batch, lsn, at, source });
                 }
-                return Ok(LogEnd { begins, position, torn: torn || source != FormatError::Magic });
+                // What the ring had there before is no torn batch.
+                let remains = matches!(source, FormatError::Magic | FormatError::Stale);
+                return Ok(LogEnd { begins, position, torn: torn || !remains });
             }
         }
     }

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use penstock_tests::guest::{Guest, Kernel, Machine};
 use penstock_tests::paths::Scratch;
 use serde_json::json;
@@ -37,6 +37,7 @@ fn boot(args: Vec<String>) -> Result<Guest> {
         .program("penstockd")?
         .program("penstock")?
         .program("penstock-hugepage-setup")?
+        .program("examples/vhost_bench")?
         .boot()?;
     guest.run(SETUP)?;
     Ok(guest)
@@ -151,6 +152,7 @@ fn a_controller_with_two_namespaces_of_both_block_lengths_serves_the_guests_own_
          sum=$(sha256sum </mnt/f); umount /mnt; mount $dev /mnt; [ \"$sum\" = \"$(sha256sum </mnt/f)\" ]; umount /mnt
          fsck.ext4 -fn $dev",
     )?;
+    a_virtual_machines_memory_is_reached_in_place(&mut guest)?;
     // The bytes are on the disk's file, where the block length of the guest's export does not matter.
     guest.run("nvme disconnect-all; eventually 10 no_ns 1")?;
     guest.run_for(LONG, &rpc("bdev_nvme_detach_controller", json!({"name": "Nvme0"})))?;
@@ -161,6 +163,32 @@ fn a_controller_with_two_namespaces_of_both_block_lengths_serves_the_guests_own_
     let log = guest.run("cat /run/penstockd.log; ls /sys/bus/pci/drivers/vfio-pci")?;
     assert!(!log.contains("panicked") && !log.contains("ERROR"), "{log}");
     assert!(Path::new(&first).exists());
+    Ok(())
+}
+
+/// Commands that the controller was given, and how many of their data were copied.
+fn commands_and_copies(guest: &mut Guest, name: &str) -> Result<(u64, u64)> {
+    let report = guest.run(&rpc("bdev_nvme_get_controllers", json!({"name": name})))?;
+    let report: serde_json::Value = serde_json::from_str(&report)?;
+    let queues = report[0]["ctrlrs"][0]["queues"].as_array().context("queues")?;
+    let sum = |what: &str| queues.iter().filter_map(|queue| queue[what].as_u64()).sum();
+    Ok((sum("commands"), sum("bounced")))
+}
+
+/// A client of vhost-user-blk shares memory with the daemon; the disk reads and writes there, and nothing is copied.
+fn a_virtual_machines_memory_is_reached_in_place(guest: &mut Guest) -> Result<()> {
+    let before = commands_and_copies(guest, "Nvme0")?;
+    let mut script = rpc("vhost_create_blk_controller", json!({"ctrlr": "machine", "dev_name": "Nvme0n2"}));
+    for kind in ["write", ""] {
+        writeln!(script, "/usr/bin/examples/vhost_bench /run/machine 16 1 {kind}")?;
+    }
+    script += &rpc("vhost_delete_controller", json!({"ctrlr": "machine"}));
+    guest.run_for(LONG, &script)?;
+    let after = commands_and_copies(guest, "Nvme0")?;
+    ensure!(
+        after.0 > before.0 + 100 && after.1 == before.1,
+        "from {before:?} to {after:?} (commands, copies)"
+    );
     Ok(())
 }
 

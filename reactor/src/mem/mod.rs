@@ -18,7 +18,7 @@ pub use arena::{ARENA_BYTES, Backing, Hugepages};
 pub use buf::{BUF_BYTES_MAX, BUF_BYTES_MIN, Buf};
 pub(crate) use node::never_wait;
 pub use node::{ArenaInfo, MemConfig, MemStats, arenas, bind_thread_to_node, init, maintain, stats};
-pub use observer::{ArenaObserver, observe};
+pub use observer::{ArenaObserver, Region, SharedRegion, observe, share};
 
 /// Sizes of buffers: 4 KiB << order.
 pub(crate) const ORDERS: usize = 9;

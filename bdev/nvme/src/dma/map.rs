@@ -49,6 +49,18 @@ impl Mappings {
         self.version.fetch_add(1, Ordering::Release);
     }
 
+    /// Takes the extent that begins at `va` away, and returns it. Nothing of it may be under way with a device; what the
+    /// device knew it by may then be used again, as no translator gives it out any more.
+    pub fn remove(&self, va: usize) -> Option<Extent> {
+        let mut table = self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut extents = Vec::clone(&table);
+        let at = extents.iter().position(|extent| extent.va == va)?;
+        let removed = extents.remove(at);
+        *table = Arc::new(extents);
+        self.version.fetch_add(1, Ordering::Release);
+        Some(removed)
+    }
+
     /// From now on pooled buffers are looked up as well: one could not be mapped at its own address.
     pub fn distrust(&self) {
         self.trusted.store(false, Ordering::SeqCst);
@@ -100,18 +112,19 @@ impl Translator {
         self.look_up(address, buf.len())
     }
 
-    #[cold]
+    #[inline]
     fn look_up(&mut self, address: usize, len: usize) -> Option<u64> {
-        if let Some(found) = find(&self.table, address, len) {
-            return Some(found);
+        if self.mappings.version.load(Ordering::Acquire) != self.version {
+            self.refresh();
         }
-        let version = self.mappings.version.load(Ordering::Acquire);
-        if version == self.version {
-            return None;
-        }
-        self.table = self.mappings.extents();
-        self.version = version;
         find(&self.table, address, len)
+    }
+
+    #[cold]
+    fn refresh(&mut self) {
+        // The version first: a table that is newer than it is taken over once more.
+        self.version = self.mappings.version.load(Ordering::Acquire);
+        self.table = self.mappings.extents();
     }
 }
 
@@ -150,6 +163,18 @@ mod tests {
         assert_eq!(translator.translate(&buf), None);
         mappings.add(Extent { va: buf.as_ptr().addr(), len: 4096, iova: 0x5000 });
         assert_eq!(translator.translate(&buf), Some(0x5000));
+    }
+
+    #[test]
+    fn a_translator_does_not_give_out_what_was_unmapped() {
+        let mappings = Mappings::new(false);
+        let buf = Buf::alloc(4096).unwrap();
+        let va = buf.as_ptr().addr();
+        mappings.add(Extent { va, len: 4096, iova: 0x5000 });
+        let mut translator = Translator::new(Arc::clone(&mappings));
+        assert_eq!(translator.translate(&buf), Some(0x5000));
+        assert_eq!(mappings.remove(va).map(|extent| extent.iova), Some(0x5000));
+        assert_eq!((translator.translate(&buf), mappings.remove(va)), (None, None));
     }
 
     #[test]

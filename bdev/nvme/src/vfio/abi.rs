@@ -18,11 +18,13 @@ pub(super) const DEVICE_GET_REGION_INFO: u64 = request(108);
 pub(super) const DEVICE_SET_IRQS: u64 = request(110);
 pub(super) const IOMMU_GET_INFO: u64 = request(112);
 pub(super) const IOMMU_MAP_DMA: u64 = request(113);
+pub(super) const IOMMU_UNMAP_DMA: u64 = request(114);
 pub(super) const DEVICE_BIND_IOMMUFD: u64 = request(118);
 pub(super) const DEVICE_ATTACH_IOMMUFD_PT: u64 = request(119);
 pub(super) const IOAS_ALLOC: u64 = request(0x81);
 pub(super) const IOAS_IOVA_RANGES: u64 = request(0x84);
 pub(super) const IOAS_MAP: u64 = request(0x85);
+pub(super) const IOAS_UNMAP: u64 = request(0x86);
 
 pub(super) const API_VERSION: i32 = 0;
 pub(super) const TYPE1V2_IOMMU: u64 = 3;
@@ -66,6 +68,24 @@ pub(super) struct DmaMap {
     pub(super) vaddr: u64,
     pub(super) iova: u64,
     pub(super) size: u64,
+}
+
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(super) struct DmaUnmap {
+    pub(super) argsz: u32,
+    pub(super) flags: u32,
+    pub(super) iova: u64,
+    pub(super) size: u64,
+}
+
+#[repr(C)]
+#[derive(Debug, Default)]
+pub(super) struct IoasUnmap {
+    pub(super) size: u32,
+    pub(super) ioas_id: u32,
+    pub(super) iova: u64,
+    pub(super) length: u64,
 }
 
 #[repr(C)]
@@ -136,6 +156,7 @@ pub(super) struct IoasRanges {
 
 const _: () =
     assert!(size_of::<RegionInfo>() == 32 && size_of::<DmaMap>() == 32 && size_of::<IrqSet>() == 24);
+const _: () = assert!(size_of::<DmaUnmap>() == 24 && size_of::<IoasUnmap>() == 24);
 const _: () =
     assert!(size_of::<BindIommufd>() == 16 && size_of::<AttachPt>() == 12 && size_of::<IoasAlloc>() == 12);
 const _: () =

@@ -1,7 +1,7 @@
 //! An address space for devices: a VFIO container (type 1 IOMMU, or none), or an I/O address space of iommufd.
 //!
 //! All memory for data is mapped into it: what there is when it is made, and what comes later, before a buffer of it is given
-//! out. Where the IOMMU takes our addresses they are used as they are; else windows are taken from the ranges that it has;
+//! out; and memory of guests as long as it is shared (without an IOMMU that is not possible, and their data are copied). Where the IOMMU takes our addresses they are used as they are; else windows are taken from the ranges that it has;
 //! without an IOMMU it is physical addresses, of hugepages only.
 
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use penstock_reactor::mem::{self, ArenaInfo, ArenaObserver, Backing};
+use penstock_reactor::mem::{self, ArenaInfo, ArenaObserver, Backing, Region};
 
 use super::abi;
 use crate::dma::{Extent, Mappings};
@@ -20,6 +20,10 @@ use crate::dma::{Extent, Mappings};
 const RANGES_MAX: usize = 64;
 /// Windows begin at a multiple of this: the size of an arena, so that hugepages stay hugepages in the IOMMU.
 const WINDOW_ALIGN: u64 = 32 << 20;
+/// What an IOMMU maps at the least.
+const PAGE: usize = 4096;
+/// Windows that were given back and are kept to be used again, at most.
+const WINDOWS_FREE_MAX: usize = 1024;
 /// What is contiguous in physical memory, without an IOMMU.
 const HUGEPAGE: usize = 2 << 20;
 
@@ -48,7 +52,15 @@ pub(super) struct AddressSpace {
     ranges: Vec<(u64, u64)>,
     /// Where windows may begin.
     next_window: AtomicU64,
+    /// Windows that were given back: first address and length.
+    free_windows: Lock<Vec<(u64, usize)>>,
 }
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "held by control threads, when memory of guests comes and goes only"
+)]
+type Lock<T> = std::sync::Mutex<T>;
 
 impl AddressSpace {
     /// An address space on `backend`, with all memory for data in it.
@@ -60,7 +72,8 @@ impl AddressSpace {
         };
         let identity = !matches!(backend, Backend::NoIommu(_));
         let next_window = AtomicU64::new(WINDOW_ALIGN);
-        let space = Arc::new(Self { backend, mappings: Mappings::new(identity), ranges, next_window });
+        let mappings = Mappings::new(identity);
+        let space = Arc::new(Self { backend, mappings, ranges, next_window, free_windows: Lock::default() });
         let observer: Arc<dyn ArenaObserver> = Arc::<Self>::clone(&space);
         mem::observe(&observer);
         if space.mappings.extents().is_empty() {
@@ -70,9 +83,53 @@ impl AddressSpace {
         Ok(space)
     }
 
+    /// Maps an arena, at its own address if the IOMMU takes it.
     fn map(&self, va: usize, len: usize) -> io::Result<u64> {
-        let iova =
-            self.address_for(va, len).ok_or_else(|| io::Error::other("the IOMMU has no addresses left"))?;
+        let iova = self.address_for(va, len).ok_or_else(no_addresses)?;
+        self.map_at(va, len, iova)?;
+        Ok(iova)
+    }
+
+    /// Maps memory that is not from the pools.
+    fn map_region(&self, region: Region) -> io::Result<()> {
+        let Region { base: va, len } = region;
+        if va % PAGE != 0 || len % PAGE != 0 || len == 0 {
+            return Err(io::Error::other("it does not begin and end with a page"));
+        }
+        let first = u64::try_from(va).unwrap_or(u64::MAX);
+        let iova = if self.takes(first, len) { Some(first) } else { self.window(len) };
+        let iova = iova.ok_or_else(no_addresses)?;
+        self.map_at(va, len, iova)?;
+        self.mappings.add(Extent { va, len, iova });
+        Ok(())
+    }
+
+    fn unmap(&self, extent: Extent) -> io::Result<()> {
+        let Extent { va, len, iova } = extent;
+        let size = u64::try_from(len).unwrap_or(0);
+        match &self.backend {
+            Backend::Type1(fd) => {
+                let argsz = abi::size_u32::<abi::DmaUnmap>();
+                let mut unmap = abi::DmaUnmap { argsz, flags: 0, iova, size };
+                abi::call_with(fd.as_fd(), abi::IOMMU_UNMAP_DMA, &mut unmap)?;
+            }
+            Backend::Iommufd { fd, ioas } => {
+                let own = abi::size_u32::<abi::IoasUnmap>();
+                let mut unmap = abi::IoasUnmap { size: own, ioas_id: *ioas, iova, length: size };
+                abi::call_with(fd.as_fd(), abi::IOAS_UNMAP, &mut unmap)?;
+            }
+            Backend::NoIommu(_) => {}
+        }
+        if u64::try_from(va).ok() != Some(iova) {
+            let mut free = self.free_windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if free.len() < WINDOWS_FREE_MAX {
+                free.push((iova, len));
+            }
+        }
+        Ok(())
+    }
+
+    fn map_at(&self, va: usize, len: usize, iova: u64) -> io::Result<()> {
         let [vaddr, size] = [va, len].map(|number| u64::try_from(number).unwrap_or(0));
         match &self.backend {
             Backend::Type1(fd) => {
@@ -94,31 +151,42 @@ impl AddressSpace {
             }
             Backend::NoIommu(_) => {}
         }
-        Ok(iova)
+        Ok(())
     }
 
     /// The device's address for what is at `va`: the same, if the IOMMU takes it.
     fn address_for(&self, va: usize, len: usize) -> Option<u64> {
-        let (va, len) = (u64::try_from(va).ok()?, u64::try_from(len).ok()?);
-        let takes = |first: u64| {
-            let last = first.checked_add(len - 1);
-            self.ranges.is_empty()
-                || self
-                    .ranges
-                    .iter()
-                    .any(|range| range.0 <= first && last.is_some_and(|last| last <= range.1))
-        };
-        if takes(va) {
-            return Some(va);
+        let first = u64::try_from(va).ok()?;
+        if self.takes(first, len) {
+            return Some(first);
         }
         self.mappings.distrust();
+        self.window(len)
+    }
+
+    /// Whether the IOMMU takes these addresses.
+    fn takes(&self, first: u64, len: usize) -> bool {
+        let last = u64::try_from(len).ok().and_then(|len| first.checked_add(len.checked_sub(1)?));
+        let holds = |range: &(u64, u64)| range.0 <= first && last.is_some_and(|last| last <= range.1);
+        self.ranges.is_empty() || self.ranges.iter().any(holds)
+    }
+
+    /// Addresses that nothing is mapped at.
+    fn window(&self, len: usize) -> Option<u64> {
+        {
+            let mut free = self.free_windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Some(at) = free.iter().position(|(_, there)| *there == len) {
+                return Some(free.swap_remove(at).0);
+            }
+        }
         let mut at = self.next_window.load(Ordering::Relaxed);
         let end = self.ranges.iter().map(|range| range.1).max().unwrap_or(0);
-        while at < end && !takes(at) {
+        while at < end && !self.takes(at, len) {
             at += WINDOW_ALIGN;
         }
-        self.next_window.store(at.checked_add(len.next_multiple_of(WINDOW_ALIGN))?, Ordering::Relaxed);
-        takes(at).then_some(at)
+        let used = u64::try_from(len).ok()?.next_multiple_of(WINDOW_ALIGN);
+        self.next_window.store(at.checked_add(used)?, Ordering::Relaxed);
+        self.takes(at, len).then_some(at)
     }
 
     /// Physical addresses of an arena's hugepages.
@@ -162,6 +230,29 @@ impl ArenaObserver for AddressSpace {
             );
         }
     }
+
+    fn region_added(&self, region: Region) {
+        if matches!(self.backend, Backend::NoIommu(_)) {
+            return;
+        }
+        if let Err(error) = self.map_region(region) {
+            tracing::warn!(
+                bytes = region.len, %error,
+                "a guest's memory cannot be mapped for NVMe devices; its I/O is copied (allow more locked memory)"
+            );
+        }
+    }
+
+    fn region_removed(&self, region: Region) {
+        let Some(extent) = self.mappings.remove(region.base) else { return };
+        if let Err(error) = self.unmap(extent) {
+            tracing::error!(bytes = region.len, %error, "a guest's memory stays mapped for NVMe devices");
+        }
+    }
+}
+
+fn no_addresses() -> io::Error {
+    io::Error::other("the IOMMU has no addresses left")
 }
 
 /// The ranges of a container's IOMMU; empty where the kernel does not tell.
@@ -258,6 +349,7 @@ mod tests {
             mappings: Mappings::new(true),
             ranges: vec![(0, 0xfedf_ffff), (0x1_0000_0000, 0x7f_ffff_ffff)],
             next_window: AtomicU64::new(WINDOW_ALIGN),
+            free_windows: Lock::default(),
         };
         let arena = 32 << 20;
         assert_eq!(space.address_for(0x7e_0000_0000, arena), Some(0x7e_0000_0000));

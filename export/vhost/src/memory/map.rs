@@ -4,6 +4,7 @@ use std::fs::File;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use penstock_reactor::mem;
 use vm_memory::{FileOffset, MmapRegion};
 
 use super::window::Window;
@@ -70,6 +71,8 @@ pub(crate) struct Region {
     /// Address in the frontend's process, in which ring addresses are given.
     user: u64,
     mapping: Arc<MmapRegion>,
+    /// Devices that need mappings of their own reach it as long as this lives.
+    _shared: Option<Arc<mem::SharedRegion>>,
 }
 
 impl Region {
@@ -83,7 +86,10 @@ impl Region {
         let Some(bytes) = usize::try_from(len).ok().filter(|_| is_range) else { return Err(range) };
         let mapping = MmapRegion::from_file(FileOffset::new(file, offset), bytes)
             .map_err(|source| MemoryError::Map { len, offset, source })?;
-        Ok(Self { gpa, len, user, mapping: Arc::new(mapping) })
+        let mapping = Arc::new(mapping);
+        let base = mapping.as_ptr().addr();
+        let shared = mem::share(mem::Region { base, len: bytes }, Box::new(Arc::clone(&mapping)));
+        Ok(Self { gpa, len, user, mapping, _shared: Some(Arc::new(shared)) })
     }
 
     /// Memory that is nobody else's.
@@ -94,7 +100,7 @@ impl Region {
     pub(crate) fn private(gpa: u64, len: u64, user: u64) -> Result<Self, MemoryError> {
         let bytes = usize::try_from(len).map_err(|_| MemoryError::Range { gpa, len })?;
         let mapping = MmapRegion::new(bytes).map_err(|source| MemoryError::Map { len, offset: 0, source })?;
-        Ok(Self { gpa, len, user, mapping: Arc::new(mapping) })
+        Ok(Self { gpa, len, user, mapping: Arc::new(mapping), _shared: None })
     }
 
     fn end(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! A driver that blocks its thread: one `TcpStream` for each machine. For tools and tests, not for speed.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -23,6 +24,10 @@ pub const DISCOVERY_ENTRIES_MAX: u64 = 4096;
 /// Pieces of one gathering write.
 const IOVECS_MAX: usize = 64;
 const RX_BUF_LEN: usize = 256 << 10;
+/// Events kept while a command is waited for, at most.
+const KEPT_MAX: usize = 4096;
+/// What a command that is waited for is known by.
+const EXECUTED: u32 = u32::MAX;
 /// How long one read or write waits for the other direction's sake.
 const TURN: Duration = Duration::from_millis(2);
 
@@ -281,6 +286,8 @@ impl<B: Payload> BlockingQpair<B> {
 pub struct BlockingController {
     link: Link,
     controller: Controller,
+    /// Events that came while a command was waited for.
+    kept: VecDeque<Event>,
 }
 
 impl BlockingController {
@@ -294,7 +301,7 @@ impl BlockingController {
         timeout: Duration,
     ) -> Result<Self, BlockingError> {
         let link = Link::open(addr, timeout)?;
-        let mut this = Self { link, controller: Controller::new(config) };
+        let mut this = Self { link, controller: Controller::new(config), kept: VecDeque::new() };
         loop {
             if let Event::Live = this.next_event(timeout)? {
                 return Ok(this);
@@ -307,6 +314,13 @@ impl BlockingController {
     /// # Errors
     /// The controller is lost or nothing came within `timeout`.
     pub fn next_event(&mut self, timeout: Duration) -> Result<Event, BlockingError> {
+        match self.kept.pop_front() {
+            Some(event) => Ok(event),
+            None => self.new_event(timeout),
+        }
+    }
+
+    fn new_event(&mut self, timeout: Duration) -> Result<Event, BlockingError> {
         let deadline = now() + timeout;
         loop {
             match self.controller.poll(self.link.now_ns()) {
@@ -325,7 +339,28 @@ impl BlockingController {
         }
     }
 
-    /// Executes one admin command. Events that come meanwhile are dropped.
+    /// Gives an admin command to the controller; its completion is an [`Event::Command`] with `user`, which is not
+    /// `u32::MAX`.
+    ///
+    /// # Errors
+    /// The command was not taken.
+    pub fn submit(
+        &mut self,
+        sqe: Sqe,
+        transfer: Transfer,
+        user: u32,
+        data: Option<Box<[u8]>>,
+    ) -> Result<(), BlockingError> {
+        self.controller.submit(sqe, transfer, user, data).map_err(|rejected| rejected.reason)?;
+        Ok(())
+    }
+
+    /// Limits every wait from now on.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.link.timeout = timeout;
+    }
+
+    /// Executes one admin command. Events that come meanwhile are kept for [`Self::next_event`].
     ///
     /// # Errors
     /// The controller is lost. A status other than success is not an error here.
@@ -335,10 +370,17 @@ impl BlockingController {
         transfer: Transfer,
         data: Option<Box<[u8]>>,
     ) -> Result<Completion<Box<[u8]>>, BlockingError> {
-        self.controller.submit(sqe, transfer, 0, data).map_err(|rejected| rejected.reason)?;
+        let deadline = now() + self.link.timeout;
+        self.submit(sqe, transfer, EXECUTED, data)?;
         loop {
-            if let Event::Command { cqe, data, .. } = self.next_event(self.link.timeout)? {
-                return Ok(Completion { user: 0, cqe, payload: data });
+            let left = deadline.saturating_duration_since(now());
+            match self.new_event(left)? {
+                Event::Command { user: EXECUTED, cqe, data } => {
+                    return Ok(Completion { user: 0, cqe, payload: data });
+                }
+                // Bounded: event requests and commands outstanding are.
+                event if self.kept.len() < KEPT_MAX => self.kept.push_back(event),
+                _ => {}
             }
         }
     }

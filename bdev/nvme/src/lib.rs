@@ -30,6 +30,7 @@ pub mod queue;
 pub mod register;
 pub mod ring;
 pub mod status;
+pub mod tcp;
 pub mod vfio;
 
 pub use controllers::{NvmeControllers, NvmeError, PcieAttach};

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::queue::{OnTimeout, TRIES_MAX};
 use crate::ring::{ENTRIES_MAX, ENTRIES_MIN};
+use crate::tcp::LossOptions;
 
 /// What happens to a command that takes too long, as the RPC names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,10 @@ pub struct NvmeOptions {
     pub io_queue_requests: u32,
     /// Times that an I/O is tried again.
     pub bdev_retry_count: u8,
+    /// Remote: after so many milliseconds without a sign of life each side takes the other for dead; 0: never.
+    pub keep_alive_timeout_ms: u32,
+    /// Remote: what happens when a path is lost, where its attach does not say.
+    pub loss: LossOptions,
 }
 
 impl Default for NvmeOptions {
@@ -53,6 +58,8 @@ impl Default for NvmeOptions {
             nvme_adminq_poll_period_us: 10_000,
             io_queue_requests: 255,
             bdev_retry_count: 3,
+            keep_alive_timeout_ms: 10_000,
+            loss: LossOptions::default(),
         }
     }
 }
@@ -74,6 +81,10 @@ impl NvmeOptions {
         range("nvme_adminq_poll_period_us", self.nvme_adminq_poll_period_us, 100, 1_000_000)?;
         let requests = (u64::from(ENTRIES_MIN) - 1, u64::from(ENTRIES_MAX) - 1);
         range("io_queue_requests", self.io_queue_requests.into(), requests.0, requests.1)?;
-        range("bdev_retry_count", self.bdev_retry_count.into(), 0, TRIES_MAX.into())
+        range("bdev_retry_count", self.bdev_retry_count.into(), 0, TRIES_MAX.into())?;
+        if self.keep_alive_timeout_ms != 0 {
+            range("keep_alive_timeout_ms", self.keep_alive_timeout_ms.into(), 100, 3_600_000)?;
+        }
+        self.loss.check()
     }
 }

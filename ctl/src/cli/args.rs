@@ -27,6 +27,9 @@ pub(crate) enum Command {
     /// Block devices
     #[command(subcommand)]
     Bdev(BdevCommand),
+    /// NVMe controllers that this node uses: local ones and remote ones
+    #[command(subcommand)]
+    Nvme(NvmeCommand),
     /// NVMe-oF subsystems and who is connected
     #[command(subcommand)]
     Nvmf(NvmfCommand),
@@ -289,6 +292,106 @@ pub(crate) enum InjectError {
     CorruptData,
     /// There is no memory for them
     Nomem,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum NvmeCommand {
+    /// All controllers
+    List,
+    /// Take a controller and make bdevs of its namespaces; or add a path to a remote one
+    Attach(NvmeAttach),
+    /// Delete a controller's bdevs and let go of it; or of one path
+    Detach {
+        /// Its name
+        name: String,
+        /// Only the path to this address and port
+        #[arg(long)]
+        path: Option<SocketAddr>,
+    },
+    /// Reset a controller; I/O waits
+    Reset {
+        /// Its name
+        name: String,
+        /// Only the path to the controller with this ID
+        #[arg(long)]
+        cntlid: Option<u16>,
+    },
+    /// A controller's SMART / Health
+    Health {
+        /// Its name
+        name: String,
+    },
+    /// A controller's error log
+    Errors {
+        /// Its name
+        name: String,
+    },
+    /// Paths of remote bdevs on each reactor
+    Paths {
+        /// Only of this bdev
+        bdev: Option<String>,
+    },
+    /// Use a path while it is among the best
+    Prefer {
+        /// The bdev
+        bdev: String,
+        /// ID of the controller that the path leads to
+        cntlid: u16,
+    },
+    /// How a bdev's I/O is spread over equally good paths
+    Policy {
+        /// The bdev
+        bdev: String,
+        /// active_passive or active_active
+        policy: String,
+        /// Of active_active: round_robin or queue_depth
+        #[arg(long)]
+        selector: Option<String>,
+        /// I/Os by one path before the next one's turn
+        #[arg(long)]
+        rr_min_io: Option<u32>,
+    },
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct NvmeAttach {
+    /// Its name: bdevs are named by it, n and the namespace's number
+    pub(crate) name: String,
+    /// A PCI address, like 0000:5e:00.0, or an IP address with a port, like 192.0.2.1:4420
+    pub(crate) at: String,
+    /// NQN of the remote subsystem
+    #[arg(long)]
+    pub(crate) nqn: Option<String>,
+    /// Who we are there
+    #[arg(long)]
+    pub(crate) hostnqn: Option<String>,
+    /// Ask for digests of headers
+    #[arg(long)]
+    pub(crate) hdgst: bool,
+    /// Ask for digests of data
+    #[arg(long)]
+    pub(crate) ddgst: bool,
+    /// What it becomes where the name is taken: disable, failover or multipath
+    #[arg(long)]
+    pub(crate) multipath: Option<String>,
+    /// Give it up after so many seconds without a connection; -1: never
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) ctrlr_loss_timeout: Option<i32>,
+    /// Seconds between attempts to connect
+    #[arg(long)]
+    pub(crate) reconnect_delay: Option<u32>,
+    /// Seconds without a connection after which I/O does not wait for it
+    #[arg(long)]
+    pub(crate) fast_io_fail_timeout: Option<u32>,
+    /// Name of the key to authenticate by
+    #[arg(long)]
+    pub(crate) dhchap_key: Option<String>,
+    /// Name of the key that the controller authenticates itself by
+    #[arg(long)]
+    pub(crate) dhchap_ctrlr_key: Option<String>,
+    /// How a PCIe device reaches memory: auto, type1, iommufd or noiommu
+    #[arg(long)]
+    pub(crate) iommu: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,6 +5,7 @@ pub mod bdev;
 pub mod client;
 pub mod iscsi;
 pub mod node;
+pub mod nvme;
 pub mod nvmf;
 pub(crate) mod table;
 pub mod top;
@@ -89,6 +90,7 @@ pub fn run(args: Args, writer: &mut dyn Write) -> Result<(), CliError> {
         Command::Log => node::log(&mut connect()?, &mut out),
         Command::Shutdown => node::shutdown(&mut connect()?, &mut out),
         Command::Bdev(command) => bdev::run(&mut connect()?, &mut out, command),
+        Command::Nvme(command) => nvme::run(&mut connect()?, &mut out, command),
         Command::Nvmf(command) => nvmf::run(&mut connect()?, &mut out, command),
         Command::Iscsi(command) => iscsi::run(&mut connect()?, &mut out, command),
         Command::Vhost(command) => vhost::run(&mut connect()?, &mut out, command),

@@ -8,6 +8,7 @@ use penstock_bdev::reservation::{NoStore, ReservationBook, SharedStore};
 use penstock_bdev::{Registry, Subscription};
 use penstock_iscsi::target::Target as IscsiTarget;
 use penstock_nvme::NvmeControllers;
+use penstock_nvme::tcp::TcpControllers;
 use penstock_nvmf::target::Target;
 use penstock_reactor::{Clock, PollMode, ReactorHandle};
 use penstock_security::keyring::Keyring;
@@ -61,6 +62,8 @@ pub struct App {
     pub registry: Registry,
     /// NVMe controllers driven from user space.
     pub nvme: NvmeControllers,
+    /// Remote NVMe controllers.
+    pub remote: TcpControllers,
     /// The NVMe-oF target.
     pub target: Target,
     /// The iSCSI target.
@@ -110,8 +113,10 @@ impl App {
         let iscsi = IscsiTarget::new(parts.reactors.clone(), registry.clone(), reservations.clone());
         let vhost = Vhost::new(parts.reactors.clone(), registry.clone(), parts.vhost_dir);
         let nvme = NvmeControllers::new(parts.reactors.clone(), parts.clock.clone(), registry.clone());
+        let remote = TcpControllers::new(parts.reactors.clone(), parts.clock.clone(), registry.clone());
         Rc::new(Self {
             nvme,
+            remote,
             target,
             iscsi,
             reservations,
@@ -224,6 +229,11 @@ impl App {
         self.follow_mdns();
         self.restoring.set(false);
         done
+    }
+
+    /// Whether the daemon is being set up as it was before its restart.
+    pub(crate) fn is_restoring(&self) -> bool {
+        self.restoring.get()
     }
 
     /// Publishes the discovery service by mDNS, if it is not yet.

@@ -66,6 +66,7 @@ async fn live(args: Args) -> Result<(), DaemonError> {
     tokio::task::spawn_local(app.registry.look_after_removals());
     tokio::task::spawn_local(app.iscsi.clone().serve_owners());
     tokio::task::spawn_local(app.nvme.look_after());
+    tokio::task::spawn_local(app.remote.look_after());
     tokio::task::spawn_local(app.target.look_after_reservations());
     tokio::task::spawn_local(look_after_memory());
     tokio::task::spawn_local(signals.watch(Rc::clone(&app)));
@@ -237,6 +238,7 @@ async fn drain(app: &Rc<App>) {
         drop(app.registry.remove(&name).await);
     }
     app.nvme.shut_down().await;
+    app.remote.shut_down().await;
 }
 
 /// Makes everything durable that was written to a bdev.

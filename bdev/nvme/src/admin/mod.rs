@@ -32,6 +32,7 @@ use crate::dma::{DmaBuf, ShadowBell, ShadowPages, Translator};
 use crate::register::{GONE, Registers, offset};
 use crate::ring::{ENTRIES_MAX, ENTRIES_MIN, Garbage, Ring, RingPlace};
 
+pub(crate) use namespace::Traits;
 pub use namespace::{Found, NAMESPACES_MAX, Namespace, Refusal};
 
 /// Entries of the admin queues.
@@ -42,6 +43,9 @@ const EVENTS_MAX: u16 = 4;
 const EVENT_CID: u16 = 0x8000;
 /// Between looks at a register or a completion, in nanoseconds: first, and at most.
 const LOOK_NS: (u64, u64) = (20_000, 2_000_000);
+/// Entries of the error log that are read, at most, and the length of each in bytes.
+const ERROR_ENTRIES_MAX: u16 = 64;
+const ERROR_ENTRY_BYTES: u16 = 64;
 /// Unit of CAP.TO and CRTO.
 const HALF_SECOND_NS: u64 = 500_000_000;
 
@@ -334,6 +338,18 @@ impl Admin {
             waiter,
         )?;
         bytes.get(..512).and_then(|page| SmartLog::read_from_bytes(page).ok()).ok_or(AdminError::Memory)
+    }
+
+    /// The error log page, as far as it fits in a page of memory (64 entries).
+    ///
+    /// # Errors
+    /// All of [`AdminError`].
+    pub fn errors(&mut self, waiter: &mut dyn Waiter) -> Result<Vec<u8>, AdminError> {
+        let entries = u16::from(self.identify.elpe0).saturating_add(1).min(ERROR_ENTRIES_MAX);
+        let len = entries * ERROR_ENTRY_BYTES;
+        let sqe = command::get_log_page(Lid::ERROR_INFORMATION, NSID_ALL, len);
+        let bytes = self.read("Get Log Page (errors)", sqe, waiter)?;
+        Ok(bytes.get(..usize::from(len)).unwrap_or_default().to_vec())
     }
 
     /// Tells the controller to save what it has (CC.SHN), and waits as long as it asks for (RTD3E), 10 s at most.

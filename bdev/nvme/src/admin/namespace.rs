@@ -4,7 +4,7 @@ use penstock_bdev::{Caps, Op};
 use penstock_reactor::mem::BUF_BYTES_MAX;
 use penstock_spec::nvme::identify::controller::OptionalNvm;
 use penstock_spec::nvme::identify::namespace::{DeallocateFeatures, ns_id_descriptors};
-use penstock_spec::nvme::identify::{Cns, IdentifyNamespace, Nidt, NsList};
+use penstock_spec::nvme::identify::{Cns, IdentifyController, IdentifyNamespace, Nidt, NsList};
 use penstock_spec::nvme::log::Lid;
 use penstock_spec::nvme::{NSID_ALL, opcode::Csi};
 use penstock_spec::nvmf::property::Vs;
@@ -49,6 +49,24 @@ pub enum Refusal {
     /// No blocks.
     #[error("it has no blocks")]
     Empty,
+    /// Another path's namespace of the same number is another one.
+    #[error(
+        "another path has {there} by this number, and this one {here}: they are not paths to one namespace"
+    )]
+    Differs {
+        /// What the other path has.
+        there: String,
+        /// What this one has.
+        here: String,
+    },
+}
+
+impl Refusal {
+    /// Whether it is one only beside another path.
+    #[must_use]
+    pub const fn differs(&self) -> bool {
+        matches!(self, Self::Differs { .. })
+    }
 }
 
 /// A namespace, as Identify tells.
@@ -100,7 +118,7 @@ impl Admin {
         let page = self.read("Identify Namespace", command::identify(Cns::NAMESPACE, nsid), waiter)?;
         let identify = IdentifyNamespace::read_from_bytes(page).map_err(|_| AdminError::Memory)?;
         let (uuid, csi) = self.descriptors(nsid, &identify, waiter)?;
-        Ok(self.judge(nsid, &identify, uuid, csi))
+        Ok(self.traits().judge(nsid, &identify, uuid, csi))
     }
 
     /// The NSIDs that changed since this was asked last; `None`: too many to name.
@@ -146,23 +164,49 @@ impl Admin {
         identify: &IdentifyNamespace,
         waiter: &mut dyn Waiter,
     ) -> Result<(Uuid, Csi), AdminError> {
-        let (mut uuid, mut csi) = (None, Csi::NVM);
+        let mut descriptors = Vec::new();
         if self.vs.0 >= Vs::new(1, 3, 0).0 {
             let sqe = command::identify(Cns::NS_ID_DESCRIPTORS, nsid);
             match self.read("Identify (namespace descriptors)", sqe, waiter) {
-                Ok(page) => {
-                    for (kind, bytes) in ns_id_descriptors(page) {
-                        match (kind, bytes) {
-                            (Nidt::UUID, bytes) => {
-                                uuid = Uuid::from_slice(bytes).ok().filter(|uuid| !uuid.is_nil())
-                            }
-                            (Nidt::CSI, [set, ..]) => csi = Csi(*set),
-                            _ => {}
-                        }
-                    }
-                }
+                Ok(page) => descriptors.extend_from_slice(page),
                 Err(AdminError::Refused { status, .. }) => tracing::debug!(nsid, ?status, "no descriptors"),
                 Err(error) => return Err(error),
+            }
+        }
+        Ok(self.traits().identity(nsid, identify, &descriptors))
+    }
+
+    fn traits(&self) -> Traits<'_> {
+        let page_bytes = 4096_u64 << self.cap.mpsmin();
+        Traits { identify: &self.identify, page_bytes, write_cache: self.write_cache }
+    }
+}
+
+/// What a controller says that holds for all of its namespaces.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Traits<'a> {
+    /// Identify Controller.
+    pub(crate) identify: &'a IdentifyController,
+    /// Length of the smallest memory page (CAP.MPSMIN), which MDTS counts.
+    pub(crate) page_bytes: u64,
+    /// Whether it has a volatile write cache.
+    pub(crate) write_cache: bool,
+}
+
+impl Traits<'_> {
+    /// Identity and command set of a namespace, by its Identify data and its descriptors (empty: it has none).
+    pub(crate) fn identity(
+        &self,
+        nsid: u32,
+        identify: &IdentifyNamespace,
+        descriptors: &[u8],
+    ) -> (Uuid, Csi) {
+        let (mut uuid, mut csi) = (None, Csi::NVM);
+        for (kind, bytes) in ns_id_descriptors(descriptors) {
+            match (kind, bytes) {
+                (Nidt::UUID, bytes) => uuid = Uuid::from_slice(bytes).ok().filter(|uuid| !uuid.is_nil()),
+                (Nidt::CSI, [set, ..]) => csi = Csi(*set),
+                _ => {}
             }
         }
         let nguid = Uuid::from_bytes(identify.nguid);
@@ -173,10 +217,20 @@ impl Admin {
             Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
         };
         let uuid = uuid.or(Some(nguid).filter(|nguid| !nguid.is_nil()));
-        Ok((uuid.unwrap_or_else(made), csi))
+        (uuid.unwrap_or_else(made), csi)
     }
 
-    fn judge(&self, nsid: u32, ns: &IdentifyNamespace, uuid: Uuid, csi: Csi) -> Result<Namespace, Refusal> {
+    /// The namespace as a block device.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) fn judge(
+        &self,
+        nsid: u32,
+        ns: &IdentifyNamespace,
+        uuid: Uuid,
+        csi: Csi,
+    ) -> Result<Namespace, Refusal> {
         if csi != Csi::NVM {
             return Err(Refusal::CommandSet(csi));
         }
@@ -214,10 +268,9 @@ impl Admin {
     }
 
     fn caps(&self, ns: &IdentifyNamespace, block_bytes: u32) -> Caps {
-        let page_bytes = 4096_u64 << self.cap.mpsmin();
         let mdts_bytes = match self.identify.mdts {
             0 => u64::MAX,
-            mdts => page_bytes.checked_shl(u32::from(mdts)).unwrap_or(u64::MAX),
+            mdts => self.page_bytes.checked_shl(u32::from(mdts)).unwrap_or(u64::MAX),
         };
         let io_bytes = mdts_bytes.min(u64::try_from(BUF_BYTES_MAX).unwrap_or(u64::MAX));
         let io_blocks_max = u32::try_from(io_bytes / u64::from(block_bytes)).unwrap_or(1).clamp(1, 65_536);

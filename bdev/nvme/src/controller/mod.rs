@@ -3,6 +3,7 @@
 //! Each controller has a thread of its own ([`thread`]), which owns the device and the admin queue and may wait; the reactors
 //! own the I/O queues ([`seat`]). They talk by messages only.
 
+pub(crate) mod log;
 mod reset;
 pub(crate) mod seat;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use crate::admin::{AdminError, Found, Namespace};
 use crate::options::NvmeOptions;
 use crate::queue::{NsParams, QueueStats, Trouble};
 use crate::vfio::VfioError;
+pub use log::ErrorEntry;
 pub use thread::attach;
 
 /// Requests that wait for one controller's thread, at most.
@@ -213,6 +215,8 @@ enum Ask {
     Reset(oneshot::Sender<Result<(), String>>),
     /// Read its health now.
     Health(oneshot::Sender<Result<Health, String>>),
+    /// Read its error log.
+    Errors(oneshot::Sender<Result<Vec<ErrorEntry>, String>>),
     /// Take it from the reactors and give the device back.
     Detach(oneshot::Sender<()>),
 }
@@ -284,6 +288,16 @@ impl Controller {
     pub async fn read_health(&self) -> Result<Health, String> {
         let (answer, answered) = oneshot::channel();
         self.ask(Ask::Health(answer))?;
+        answered.await.unwrap_or_else(|_| Err("it is being detached".to_owned()))
+    }
+
+    /// Reads its error log, the newest first.
+    ///
+    /// # Errors
+    /// What the controller says.
+    pub async fn read_errors(&self) -> Result<Vec<ErrorEntry>, String> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::Errors(answer))?;
         answered.await.unwrap_or_else(|_| Err("it is being detached".to_owned()))
     }
 

@@ -9,12 +9,12 @@ use futures_channel::oneshot;
 use penstock_bdev::IoStatus;
 use penstock_reactor::{Clock, Cx, ReactorHandle, Tick};
 use penstock_spec::nvme::event::{EventResult, EventType, NoticeEvent};
-use penstock_spec::nvme::log::health::SmartLog;
 
+use super::log::{errors_of, health_of};
 use super::seat::{self, Lane};
 use super::{
-    ASKS_MAX, Ask, AttachError, Controller, ControllerConfig, ControllerEvent, ControllerState, Health,
-    Identity, Lock, OnEvent, Report,
+    ASKS_MAX, Ask, AttachError, Controller, ControllerConfig, ControllerEvent, ControllerState, Identity,
+    Lock, OnEvent, Report,
 };
 use crate::admin::{Admin, AdminError, Waiter};
 use crate::command;
@@ -305,6 +305,10 @@ impl Keeper {
                 }
                 answer.send(health.map_err(|error| error.to_string())).ok();
             }
+            Ask::Errors(answer) => {
+                let errors = self.admin.errors(&mut self.time).map(|page| errors_of(&page));
+                answer.send(errors.map_err(|error| error.to_string())).ok();
+            }
             Ask::Detach(answer) => drop(answer),
         }
     }
@@ -481,29 +485,5 @@ impl Keeper {
             shadow_doorbells: self.admin.has_shadows(),
             sgl: self.admin.pointer_rules().sgl_align.is_some(),
         }
-    }
-}
-
-fn health_of(log: &SmartLog) -> Health {
-    // The counters have 128 bits; nobody has counted further than 64.
-    let low = |bytes: [u8; 16]| u64::try_from(u128::from_le_bytes(bytes)).unwrap_or(u64::MAX);
-    Health {
-        critical_warning: log.critical_warning,
-        temperature_celsius: i32::from(log.ctemp.get()) - 273,
-        available_spare_percentage: log.avsp,
-        available_spare_threshold_percentage: log.avspt,
-        percentage_used: log.pused,
-        data_units_read: low(log.data_units_read),
-        data_units_written: low(log.data_units_written),
-        host_read_commands: low(log.host_read_commands),
-        host_write_commands: low(log.host_write_commands),
-        controller_busy_time: low(log.controller_busy_time_min),
-        power_cycles: low(log.power_cycles),
-        power_on_hours: low(log.power_on_hours),
-        unsafe_shutdowns: low(log.unsafe_shutdowns),
-        media_errors: low(log.media_errors),
-        num_err_log_entries: low(log.error_log_entries),
-        warning_temperature_time_minutes: u64::from(log.wctemp_time_min.get()),
-        critical_composite_temperature_time_minutes: u64::from(log.cctemp_time_min.get()),
     }
 }

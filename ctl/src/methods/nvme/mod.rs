@@ -1,9 +1,11 @@
 //! Methods about NVMe controllers that are driven from user space: SPDK's names and parameters.
 
+mod remote;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
-use penstock_nvme::controller::{Controller, ControllerState, Health};
+use penstock_nvme::controller::{Controller, ControllerState, Health, Identity};
 use penstock_nvme::options::{NvmeOptions, TimeoutAction};
 use penstock_nvme::vfio::IommuMode;
 use penstock_nvme::{NvmeControllers, NvmeError, PcieAttach};
@@ -35,8 +37,9 @@ params! {
         nvme_ioq_poll_period_us: Option<Off>,
         /// Doorbells are always written once for all that a turn submits: true.
         delay_cmd_submit: Option<bool>,
-        /// Of fabrics.
-        keep_alive_timeout_ms: Option<Off>,
+        /// Remote controllers: after so many milliseconds without a sign of life each side takes the other for dead, 100 to
+        /// 3600000; 0: never. Default: 10000.
+        keep_alive_timeout_ms: Option<u32>,
         /// Arbitration: not supported.
         arbitration_burst: Option<Off>,
         /// Arbitration: not supported.
@@ -49,13 +52,14 @@ params! {
         transport_retry_count: Option<Off>,
         /// Of RDMA.
         transport_ack_timeout: Option<Off>,
-        /// Of fabrics.
-        ctrlr_loss_timeout_sec: Option<Off>,
-        /// Of fabrics.
-        reconnect_delay_sec: Option<Off>,
-        /// Of fabrics.
-        fast_io_fail_timeout_sec: Option<Off>,
-        /// Of multipath.
+        /// A remote controller is given up after so many seconds without a connection; -1: never, 0: after one attempt.
+        /// Default: 600.
+        ctrlr_loss_timeout_sec: Option<i32>,
+        /// Between attempts to connect to it, in seconds. Default: 2.
+        reconnect_delay_sec: Option<u32>,
+        /// I/O does not wait for it any more after so many seconds without a connection; 0: until it is given up. Default: 0.
+        fast_io_fail_timeout_sec: Option<u32>,
+        /// A path that comes back is used again as soon as it is among the best.
         disable_auto_failback: Option<Off>,
         /// Namespaces without an identity always get one made of serial number and NSID.
         generate_uuids: Option<bool>,
@@ -73,9 +77,9 @@ params! {
         rdma_max_cq_size: Option<Off>,
         /// Of RDMA.
         rdma_cm_event_timeout_ms: Option<Off>,
-        /// Of fabrics.
+        /// All that there are are offered to a controller that asks for authentication.
         dhchap_digests: Option<Off>,
-        /// Of fabrics.
+        /// All that there are are offered to a controller that asks for authentication.
         dhchap_dhgroups: Option<Off>,
         /// Of RDMA.
         rdma_umr_per_io: Option<Off>,
@@ -93,61 +97,65 @@ params! {
     Attach {
         /// Name of the controller; its bdevs are named by it, n and the NSID.
         name: String,
-        /// PCIe.
+        /// PCIe or TCP.
         trtype: String,
-        /// The PCI address: 0000:5e:00.0.
+        /// The PCI address (0000:5e:00.0), or the IP address.
         traddr: String,
-        /// I/O queue pairs at most. Default: one for each reactor, as far as the device has so many.
+        /// I/O queue pairs at most (PCIe; default: one for each reactor, as far as the device has so many), or to ask for at
+        /// least (TCP; each reactor gets one in any case).
         num_io_queues: Option<u16>,
-        /// How the device reaches memory: auto, type1, iommufd, or noiommu, which lets it reach all of the machine's.
+        /// PCIe: how the device reaches memory: auto, type1, iommufd, or noiommu, which lets it reach all of the machine's.
         /// Default: auto. Not SPDK's.
         iommu: Option<String>,
-        /// Of fabrics.
-        adrfam: Option<Off>,
-        /// Of fabrics.
-        trsvcid: Option<Off>,
+        /// TCP: IPv4 or IPv6. Default: by the address.
+        adrfam: Option<String>,
+        /// TCP: the port. Default: 4420.
+        trsvcid: Option<String>,
         /// Of RDMA.
         priority: Option<Off>,
-        /// Of fabrics.
-        subnqn: Option<Off>,
-        /// Of fabrics.
-        hostnqn: Option<Off>,
-        /// Of fabrics.
+        /// TCP: NQN of the subsystem.
+        subnqn: Option<String>,
+        /// TCP: who we are. Default: as the first path of the controller; else made of hostid, or this daemon's own.
+        hostnqn: Option<String>,
+        /// TCP: the host's identifier, a UUID. Default: made of hostnqn. Not SPDK's.
+        hostid: Option<String>,
+        /// The address to connect from is the system's choice.
         hostaddr: Option<Off>,
-        /// Of fabrics.
+        /// The port to connect from is the system's choice.
         hostsvcid: Option<Off>,
         /// Protection information: not supported.
         prchk_reftag: Option<Off>,
         /// Protection information: not supported.
         prchk_guard: Option<Off>,
-        /// Of fabrics.
-        hdgst: Option<Off>,
-        /// Of fabrics.
-        ddgst: Option<Off>,
-        /// Of fabrics.
-        fabrics_connect_timeout_us: Option<Off>,
-        /// disable: another controller is never another path to the same bdev.
+        /// TCP: digests of headers. Default: false.
+        hdgst: Option<bool>,
+        /// TCP: digests of data. Default: false.
+        ddgst: Option<bool>,
+        /// TCP: limit of each step of connecting, in microseconds. Default: 10000000.
+        fabrics_connect_timeout_us: Option<u64>,
+        /// TCP: what it becomes where the name is taken: disable (an error), failover (an address that the controller goes to
+        /// when it cannot reach its own), or multipath (a path of its own, connected at once). Default: multipath.
         multipath: Option<String>,
-        /// Of fabrics.
-        ctrlr_loss_timeout_sec: Option<Off>,
-        /// Of fabrics.
-        reconnect_delay_sec: Option<Off>,
-        /// Of fabrics.
-        fast_io_fail_timeout_sec: Option<Off>,
-        /// Of fabrics.
+        /// TCP: as of bdev_nvme_set_options.
+        ctrlr_loss_timeout_sec: Option<i32>,
+        /// TCP: as of bdev_nvme_set_options.
+        reconnect_delay_sec: Option<u32>,
+        /// TCP: as of bdev_nvme_set_options.
+        fast_io_fail_timeout_sec: Option<u32>,
+        /// TLS: not supported by the initiator.
         psk: Option<Off>,
         /// As many as there are namespaces.
         max_bdevs: Option<Off>,
-        /// Of fabrics.
-        dhchap_key: Option<Off>,
-        /// Of fabrics.
-        dhchap_ctrlr_key: Option<Off>,
+        /// TCP: name of the key to authenticate this host by, where the controller asks for that.
+        dhchap_key: Option<String>,
+        /// TCP: name of the key that the controller has to authenticate itself by.
+        dhchap_ctrlr_key: Option<String>,
         /// Namespaces of other command sets than NVM are no bdevs.
         allow_unrecognized_csi: Option<Off>,
-        /// Of multipath.
+        /// See bdev_nvme_set_multipath_policy.
         multipath_opts: Option<Off>,
-        /// Of fabrics.
-        disable_sq_flow_control: Option<Off>,
+        /// TCP: without it the controller may spare a message for each read. Default: true.
+        disable_sq_flow_control: Option<bool>,
     }
 }
 
@@ -156,16 +164,16 @@ params! {
     Detach {
         /// Name of the controller.
         name: String,
-        /// PCIe; only a controller of that transport is detached.
+        /// PCIe or TCP; only a controller of that transport is detached.
         trtype: Option<String>,
-        /// Only the controller at that address is detached.
+        /// PCIe: only the controller at that address is detached. TCP: only the path to that address is.
         traddr: Option<String>,
-        /// Of fabrics.
-        adrfam: Option<Off>,
-        /// Of fabrics.
-        trsvcid: Option<Off>,
-        /// Of fabrics.
-        subnqn: Option<Off>,
+        /// TCP: IPv4 or IPv6.
+        adrfam: Option<String>,
+        /// TCP: the port of the path. Default: 4420.
+        trsvcid: Option<String>,
+        /// TCP: only a controller of that subsystem is detached.
+        subnqn: Option<String>,
         /// Of fabrics.
         hostaddr: Option<Off>,
         /// Of fabrics.
@@ -186,14 +194,22 @@ params! {
     ResetController {
         /// Name of the controller.
         name: String,
-        /// Of multipath.
-        cntlid: Option<Off>,
+        /// TCP: only the path to the controller with that ID. Default: all paths.
+        cntlid: Option<u16>,
     }
 }
 
 params! {
     /// Of `bdev_nvme_get_controller_health_info`.
     GetHealth {
+        /// Name of the controller.
+        name: String,
+    }
+}
+
+params! {
+    /// Of `bdev_nvme_get_controller_error_log`.
+    GetErrors {
         /// Name of the controller.
         name: String,
     }
@@ -210,13 +226,14 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
         .add(
             "bdev_nvme_attach_controller",
             Kind::Change,
-            "Drives an NVMe controller from user space (VFIO) and makes bdevs of its namespaces; answers their names.",
+            "Drives an NVMe controller from user space (PCIe by VFIO, or remote by TCP), or adds a path to a remote one, and \
+             makes bdevs of its namespaces; answers their names.",
             attach,
         )
         .add(
             "bdev_nvme_detach_controller",
             Kind::Change,
-            "Deletes an NVMe controller's bdevs, shuts it down and gives the device back.",
+            "Deletes an NVMe controller's bdevs, shuts it down and gives the device back; or takes one path away.",
             detach,
         )
         .add(
@@ -236,7 +253,14 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
             Kind::Read,
             "Reads an NVMe controller's SMART / Health log now.",
             get_health,
+        )
+        .add(
+            "bdev_nvme_get_controller_error_log",
+            Kind::Read,
+            "Reads an NVMe controller's error log now, the newest entry first. Not SPDK's.",
+            get_errors,
         );
+    remote::add(table);
 }
 
 impl From<NvmeError> for RpcError {
@@ -285,6 +309,11 @@ async fn set_options(app: Rc<App>, params: SetOptions) -> Result<Value, RpcError
         params.nvme_adminq_poll_period_us.unwrap_or(options.nvme_adminq_poll_period_us);
     options.io_queue_requests = params.io_queue_requests.unwrap_or(options.io_queue_requests);
     options.bdev_retry_count = params.bdev_retry_count.unwrap_or(options.bdev_retry_count);
+    options.keep_alive_timeout_ms = params.keep_alive_timeout_ms.unwrap_or(options.keep_alive_timeout_ms);
+    let loss = &mut options.loss;
+    loss.ctrlr_loss_timeout_sec = params.ctrlr_loss_timeout_sec.unwrap_or(loss.ctrlr_loss_timeout_sec);
+    loss.reconnect_delay_sec = params.reconnect_delay_sec.unwrap_or(loss.reconnect_delay_sec);
+    loss.fast_io_fail_timeout_sec = params.fast_io_fail_timeout_sec.unwrap_or(loss.fast_io_fail_timeout_sec);
     if let Err((name, problem)) = options.check() {
         return invalid(name, &problem);
     }
@@ -303,22 +332,44 @@ pub(crate) fn options_json(nvme: &NvmeControllers) -> Option<Value> {
             "nvme_adminq_poll_period_us": options.nvme_adminq_poll_period_us,
             "io_queue_requests": options.io_queue_requests,
             "bdev_retry_count": options.bdev_retry_count,
+            "keep_alive_timeout_ms": options.keep_alive_timeout_ms,
+            "ctrlr_loss_timeout_sec": options.loss.ctrlr_loss_timeout_sec,
+            "reconnect_delay_sec": options.loss.reconnect_delay_sec,
+            "fast_io_fail_timeout_sec": options.loss.fast_io_fail_timeout_sec,
         })
     })
 }
 
-fn check_transport(method: &str, trtype: &str) -> Result<(), RpcError> {
-    if trtype.eq_ignore_ascii_case("pcie") {
-        return Ok(());
+/// What a trtype names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transport {
+    Pcie,
+    Tcp,
+}
+
+fn transport(method: &str, trtype: &str) -> Result<Transport, RpcError> {
+    match trtype.to_ascii_lowercase().as_str() {
+        "pcie" => Ok(Transport::Pcie),
+        "tcp" => Ok(Transport::Tcp),
+        _ => {
+            let message = format!("{method}: trtype {trtype:?} is not supported; PCIe and TCP are");
+            Err(RpcError::invalid_params(message))
+        }
     }
-    Err(RpcError::invalid_params(format!("{method}: trtype {trtype:?} is not supported; PCIe is")))
 }
 
 async fn attach(app: Rc<App>, params: Attach) -> Result<Value, RpcError> {
     const METHOD: &str = "bdev_nvme_attach_controller";
-    check_transport(METHOD, &params.trtype)?;
+    if transport(METHOD, &params.trtype)? == Transport::Tcp {
+        return remote::attach(app, params).await;
+    }
+    remote::refuse_for_pcie(&params)?;
+    if app.remote.find(&params.name).is_ok() {
+        let name = params.name;
+        return Err(NvmeError::NameTaken { name, address: "a remote one".to_owned() }.into());
+    }
     if let Some(other) = params.multipath.as_deref().filter(|mode| *mode != "disable") {
-        let message = format!("{METHOD}: multipath {other:?} is not supported; leave it out");
+        let message = format!("{METHOD}: multipath {other:?} is not supported for PCIe; leave it out");
         return Err(RpcError::invalid_params(message));
     }
     let iommu = match params.iommu.as_deref() {
@@ -338,9 +389,14 @@ async fn attach(app: Rc<App>, params: Attach) -> Result<Value, RpcError> {
 
 async fn detach(app: Rc<App>, params: Detach) -> Result<Value, RpcError> {
     const METHOD: &str = "bdev_nvme_detach_controller";
+    let wanted = params.trtype.as_deref().map(|trtype| transport(METHOD, trtype)).transpose()?;
+    if wanted != Some(Transport::Pcie) && app.remote.find(&params.name).is_ok() {
+        return remote::detach(app, params).await;
+    }
     let controller = app.nvme.find(&params.name)?;
-    if let Some(trtype) = &params.trtype {
-        check_transport(METHOD, trtype)?;
+    if wanted == Some(Transport::Tcp) {
+        let message = format!("{METHOD}: {} is at {}, not remote", params.name, controller.address());
+        return Err(RpcError::new(-i64::from(errno::NODEV), message));
     }
     if let Some(traddr) = &params.traddr {
         let wanted: penstock_nvme::pci::PciAddress = traddr.parse().map_err(NvmeError::from)?;
@@ -356,11 +412,15 @@ async fn detach(app: Rc<App>, params: Detach) -> Result<Value, RpcError> {
 }
 
 async fn get_controllers(app: Rc<App>, params: GetControllers) -> Result<Value, RpcError> {
-    let all = match params.name {
-        Some(name) => vec![app.nvme.find(&name)?],
-        None => app.nvme.list(),
-    };
-    Ok(all.iter().map(describe).collect())
+    if let Some(name) = params.name {
+        return match app.remote.find(&name) {
+            Ok(disk) => Ok(json!([remote::describe(&disk)])),
+            Err(_) => Ok(json!([describe(&app.nvme.find(&name)?)])),
+        };
+    }
+    let local = app.nvme.list();
+    let remote = app.remote.list();
+    Ok(local.iter().map(describe).chain(remote.iter().map(|disk| remote::describe(disk))).collect())
 }
 
 fn describe(controller: &Arc<Controller>) -> Value {
@@ -416,27 +476,54 @@ fn describe(controller: &Arc<Controller>) -> Value {
 
 async fn reset_controller(app: Rc<App>, params: ResetController) -> Result<Value, RpcError> {
     let name = params.name;
+    if app.remote.find(&name).is_ok() {
+        app.remote.reset(&name, params.cntlid).await?;
+        return Ok(Value::Bool(true));
+    }
     let controller = app.nvme.find(&name)?;
+    if let Some(cntlid) = params.cntlid.filter(|cntlid| *cntlid != controller.report().identity.cntlid) {
+        let message = format!("bdev_nvme_reset_controller: {name} is not controller {cntlid}");
+        return Err(RpcError::new(-i64::from(errno::NODEV), message));
+    }
     controller.reset().await.map_err(|problem| RpcError::from(NvmeError::Controller { name, problem }))?;
     Ok(Value::Bool(true))
 }
 
 async fn get_health(app: Rc<App>, params: GetHealth) -> Result<Value, RpcError> {
     let name = params.name;
+    if let Ok(disk) = app.remote.find(&name) {
+        let health = app.remote.read_health(&name).await?;
+        return with_identity(health, remote::identity_of(&disk));
+    }
     let controller = app.nvme.find(&name)?;
     let health: Health =
         controller.read_health().await.map_err(|problem| NvmeError::Controller { name, problem })?;
-    let mut value = serde_json::to_value(health).map_err(|error| RpcError::internal(error.to_string()))?;
     let identity = controller.report().identity;
-    if let Some(members) = value.as_object_mut() {
+    with_identity(health, Some((identity, controller.address().to_owned())))
+}
+
+fn with_identity(health: Health, identity: Option<(Identity, String)>) -> Result<Value, RpcError> {
+    let mut value = serde_json::to_value(health).map_err(|error| RpcError::internal(error.to_string()))?;
+    if let (Some(members), Some((identity, traddr))) = (value.as_object_mut(), identity) {
         for (name, text) in [
             ("model_number", identity.model_number),
             ("serial_number", identity.serial_number),
             ("firmware_revision", identity.firmware_revision),
-            ("traddr", controller.address().to_owned()),
+            ("traddr", traddr),
         ] {
             members.insert(name.to_owned(), json!(text));
         }
     }
     Ok(value)
+}
+
+async fn get_errors(app: Rc<App>, params: GetErrors) -> Result<Value, RpcError> {
+    let name = params.name;
+    let entries = if app.remote.find(&name).is_ok() {
+        app.remote.read_errors(&name).await?
+    } else {
+        let controller = app.nvme.find(&name)?;
+        controller.read_errors().await.map_err(|problem| NvmeError::Controller { name, problem })?
+    };
+    Ok(json!({ "entries": entries }))
 }

@@ -8,10 +8,12 @@
 //!
 //! Writes are volatile until a flush (fdatasync) or with FUA (RWF_DSYNC). After a failed flush or durable write nothing
 //! is written any more until the bdev is made anew: the kernel reports a failed write-back once, so a second flush that
-//! succeeds means nothing. Where io_uring is forbidden, threads do the same with plain system calls.
+//! succeeds means nothing. Where io_uring is forbidden, threads do the same with plain system calls; and for a file that
+//! lies in memory (tmpfs) the core does so itself.
 
 mod channel;
 mod file;
+mod inline;
 mod queue;
 mod request;
 mod ring;
@@ -45,6 +47,8 @@ pub enum Engine {
     IoUring,
     /// Threads with plain system calls.
     Threads,
+    /// Plain system calls by the reactor itself: for files in memory only, where nothing waits for a device.
+    Inline,
 }
 
 /// Parameters of `bdev_uring_create` and `bdev_aio_create`.
@@ -64,7 +68,7 @@ pub struct UringOptions {
     pub readonly: bool,
     /// A file that does not exist is made with so many MiB, all holes.
     pub create_size_mib: Option<u64>,
-    /// io_uring where it is allowed, threads else, unless it is said here.
+    /// Unless it is said here: inline for a file in memory, io_uring where it is allowed, threads else.
     pub engine: Option<Engine>,
     /// Whether reads and writes are polled for instead of waiting for the device's interrupt; where the device has
     /// polled queues unless it is said here.
@@ -105,7 +109,14 @@ impl Uring {
     /// As [`Self::create`].
     pub fn new(options: UringOptions) -> Result<Arc<Self>, BdevError> {
         let name = &options.name;
-        let engine = options.engine.unwrap_or_else(best_engine);
+        let in_memory = file::is_in_memory(&options.filename);
+        let engine = options.engine.unwrap_or_else(|| best_engine(in_memory));
+        if engine == Engine::Inline && !in_memory {
+            let problem =
+                "is inline, but the file is on no tmpfs or ramfs: each I/O would stop all others of its core"
+                    .to_owned();
+            return Err(BdevError::Invalid { name: name.clone(), parameter: "engine", problem });
+        }
         if let Some(bytes) = options.block_size.filter(|bytes| !matches!(bytes, 512 | 4096)) {
             let problem = format!("is {bytes}; it must be 512 or 4096");
             return Err(BdevError::Invalid { name: name.clone(), parameter: "block_size", problem });
@@ -168,10 +179,17 @@ fn caps(disk: &Disk) -> Caps {
     }
 }
 
-/// io_uring, unless the kernel, a sandbox or the environment forbids it.
-fn best_engine() -> Engine {
-    let forced = std::env::var_os(ENGINE_VARIABLE).is_some_and(|engine| engine == "threads");
-    if forced || !ring::is_allowed() { Engine::Threads } else { Engine::IoUring }
+/// What suits the file, unless the kernel, a sandbox or the environment forbids it.
+fn best_engine(in_memory: bool) -> Engine {
+    if std::env::var_os(ENGINE_VARIABLE).is_some_and(|engine| engine == "threads") {
+        Engine::Threads
+    } else if in_memory {
+        Engine::Inline
+    } else if ring::is_allowed() {
+        Engine::IoUring
+    } else {
+        Engine::Threads
+    }
 }
 
 impl Bdev for Uring {
@@ -181,8 +199,10 @@ impl Bdev for Uring {
 
     fn open_channel(&self, cx: &Cx) -> Result<Box<dyn Channel>, BdevError> {
         let disk = Arc::clone(&self.disk);
-        if self.engine == Engine::Threads {
-            return Ok(Box::new(threads::ThreadChannel::new(disk, cx.handle())));
+        match self.engine {
+            Engine::Inline => return Ok(Box::new(inline::InlineChannel::new(disk))),
+            Engine::Threads => return Ok(Box::new(threads::ThreadChannel::new(disk, cx.handle()))),
+            Engine::IoUring => {}
         }
         let channel = channel::UringChannel::open(disk, cx).map_err(|source| BdevError::Os {
             name: self.shared.name().to_owned(),

@@ -1,7 +1,8 @@
 //! The file or block device under a uring bdev.
 
+use std::array;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use penstock_reactor::mem::Buf;
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 
 use super::{queue, runs};
 use crate::bdev::Run;
@@ -34,6 +36,9 @@ const FILE_BLOCK_BYTES: u32 = 4096;
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
+/// Buffers of one system call at most.
+const VECTOR_LEN: usize = 32;
+
 /// An open file, shared by the channels of all cores.
 #[derive(Debug)]
 pub(super) struct Disk {
@@ -53,6 +58,8 @@ pub(super) struct Disk {
     failed: AtomicBool,
     /// Its reads and writes are polled for, by a ring of their own.
     polled: AtomicBool,
+    /// The file's pages are all there is: it lies in memory, as on tmpfs.
+    pub(super) in_memory: bool,
     /// Flushes and durable writes that were asked of the system, for tests and people.
     pub(super) syncs: AtomicU64,
 }
@@ -109,6 +116,7 @@ impl Disk {
             can_punch: true,
             failed: AtomicBool::new(false),
             polled: AtomicBool::new(direct && opening.polled && queue::is_polled(&file)),
+            in_memory: is_in_memory(path),
             syncs: AtomicU64::new(0),
             file,
         };
@@ -171,12 +179,23 @@ impl Disk {
         Ok(fallocate(&self.file, flags, at, len)?)
     }
 
-    /// Does `io` with plain system calls, on a thread that may block.
+    /// Does `io` with plain system calls.
     pub(super) fn execute(&self, io: &mut Io) -> IoStatus {
-        if self.has_failed() && (io.op.is_write() || io.op == Op::Flush) {
+        if self.refuses(io) {
             return IoStatus::WriteError;
         }
-        if let Err(error) = self.try_execute(io) {
+        let result = self.try_execute(io);
+        self.conclude(io, result)
+    }
+
+    /// Whether `io` may not be done any more.
+    pub(super) fn refuses(&self, io: &Io) -> bool {
+        self.has_failed() && (io.op.is_write() || io.op == Op::Flush)
+    }
+
+    /// The end of an `io` of which everything but its durability was tried.
+    pub(super) fn conclude(&self, io: &Io, result: io::Result<()>) -> IoStatus {
+        if let Err(error) = result {
             let status = status_of(error.raw_os_error().unwrap_or(0), io.op);
             if Self::loses_trust(io) && !self.only_lacked_room(status) {
                 self.set_failed();
@@ -196,42 +215,99 @@ impl Disk {
         }
     }
 
-    /// Whether a write that ended with `status` only found no room: directly written blocks get theirs at once, so
-    /// nothing else is lost. What goes through the page cache gets it later, and then earlier writes may be lost too.
+    /// Whether a write that ended with `status` only found no room: directly written blocks, and pages that are all there
+    /// is, get theirs at once, so nothing else is lost. What goes through the page cache gets it later, and then earlier
+    /// writes may be lost too.
     pub(super) fn only_lacked_room(&self, status: IoStatus) -> bool {
-        status == IoStatus::NoSpace && self.direct
+        status == IoStatus::NoSpace && (self.direct || self.in_memory)
     }
 
     fn try_execute(&self, io: &mut Io) -> io::Result<()> {
-        let mut at = io.lba.0.saturating_mul(u64::from(self.block_bytes));
-        let len = u64::from(io.blocks) * u64::from(self.block_bytes);
+        let at = self.offset(io.lba.0);
         match io.op {
-            Op::Read => io.data.iter_mut().try_for_each(|buf| {
-                self.file.read_exact_at(buf, at)?;
-                at += u64::try_from(buf.len()).unwrap_or(0);
-                Ok(())
-            }),
-            Op::Write => io.data.iter().try_for_each(|buf| {
-                self.file.write_all_at(buf, at)?;
-                at += u64::try_from(buf.len()).unwrap_or(0);
-                Ok(())
-            }),
-            Op::Unmap | Op::WriteZeroes => {
-                let (first, second) = zeroing_modes(io, self.is_block_device);
-                self.allocate(first, at, len).or_else(|error| {
-                    if is_unsupported(error.raw_os_error()) {
-                        self.allocate(second, at, len)
-                    } else {
-                        Err(error)
-                    }
-                })
-            }
+            Op::Read => self.read(io, at),
+            Op::Write => self.write(io, at),
+            Op::Unmap | Op::WriteZeroes => self.make_zero(io, 0, io.blocks),
             Op::Flush => Ok(()),
             Op::Compare | Op::CompareAndWrite | Op::Copy | Op::Reset => {
                 Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
             }
         }
     }
+
+    fn offset(&self, lba: u64) -> u64 {
+        lba.saturating_mul(u64::from(self.block_bytes))
+    }
+
+    fn read(&self, io: &mut Io, mut at: u64) -> io::Result<()> {
+        if let (1, Some(only)) = (io.data.segments(), io.data.iter_mut().next()) {
+            return self.file.read_exact_at(only, at);
+        }
+        let mut bufs = io.data.iter_mut().peekable();
+        while bufs.peek().is_some() {
+            let mut list: [_; VECTOR_LEN] =
+                array::from_fn(|_| IoSliceMut::new(bufs.next().map_or(&mut [], |buf| &mut **buf)));
+            let mut left = &mut list[..];
+            while !left.is_empty() {
+                let count = match rustix::io::preadv(&self.file, left, at) {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(count) => count,
+                    Err(Errno::INTR) => continue,
+                    Err(error) => return Err(error.into()),
+                };
+                at += u64::try_from(count).unwrap_or(0);
+                IoSliceMut::advance_slices(&mut left, count);
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, io: &Io, mut at: u64) -> io::Result<()> {
+        if let (1, Some(only)) = (io.data.segments(), io.data.iter().next()) {
+            return self.file.write_all_at(only, at);
+        }
+        let mut bufs = io.data.iter().peekable();
+        while bufs.peek().is_some() {
+            let mut list: [_; VECTOR_LEN] =
+                array::from_fn(|_| IoSlice::new(bufs.next().map_or(&[], |buf| &**buf)));
+            let mut left = &mut list[..];
+            while !left.is_empty() {
+                let count = match rustix::io::pwritev(&self.file, left, at) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(count) => count,
+                    Err(Errno::INTR) => continue,
+                    Err(error) => return Err(error.into()),
+                };
+                at += u64::try_from(count).unwrap_or(0);
+                IoSlice::advance_slices(&mut left, count);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `blocks` of the blocks of `io`, from its `first` on, zero.
+    pub(super) fn make_zero(&self, io: &Io, first: u32, blocks: u32) -> io::Result<()> {
+        let at = self.offset(io.lba.0.saturating_add(u64::from(first)));
+        let len = self.offset(u64::from(blocks));
+        let (best, second) = zeroing_modes(io, self.is_block_device);
+        self.allocate(best, at, len).or_else(|error| {
+            if is_unsupported(error.raw_os_error()) { self.allocate(second, at, len) } else { Err(error) }
+        })
+    }
+}
+
+/// Whether a file lies in memory alone (tmpfs, ramfs), or would, if it is not there yet.
+pub(super) fn is_in_memory(path: &Path) -> bool {
+    /// `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h.
+    const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+    let found = rustix::fs::statfs(path).or_else(|_| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        rustix::fs::statfs(parent.unwrap_or_else(|| Path::new(".")))
+    });
+    // The field's type differs between architectures.
+    found.is_ok_and(|found| {
+        IN_MEMORY.iter().any(|magic| u64::try_from(found.f_type).is_ok_and(|kind| kind == *magic))
+    })
 }
 
 const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);

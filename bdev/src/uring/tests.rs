@@ -9,14 +9,16 @@ use crate::channel::BdevChannel;
 use crate::descriptor::{Descriptor, OpenMode};
 use crate::io::{Io, IoFlags, IoStatus, Lba};
 
-const ENGINES: [Engine; 2] = [Engine::IoUring, Engine::Threads];
+const ENGINES: [Engine; 3] = [Engine::IoUring, Engine::Threads, Engine::Inline];
 
 /// A file that is gone after the test.
 struct TempFile(PathBuf);
 
 impl TempFile {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("penstock-{}-{name}", std::process::id()));
+    /// Where the engine can be used.
+    fn new(name: &str, engine: Engine) -> Self {
+        let dir = if engine == Engine::Inline { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
+        let path = dir.join(format!("penstock-{}-{name}", std::process::id()));
         std::fs::remove_file(&path).ok();
         Self(path)
     }
@@ -77,9 +79,9 @@ fn filled(len: usize, byte: u8) -> Buf {
 }
 
 #[test]
-fn what_is_written_is_in_the_file_and_read_back_by_both_engines() {
+fn what_is_written_is_in_the_file_and_read_back_by_all_engines() {
     for engine in ENGINES {
-        let file = TempFile::new("write-read");
+        let file = TempFile::new("write-read", engine);
         let mut bench = Bench::new(&file.0, engine, 512);
         let bufs = vec![filled(512, 1), filled(4096, 2), filled(512, 3)];
         let io = bench.run(Op::Write, IoFlags::NONE, 3, bufs, 10);
@@ -100,7 +102,7 @@ fn what_is_written_is_in_the_file_and_read_back_by_both_engines() {
 #[test]
 fn zeroes_and_holes_read_as_zeroes() {
     for engine in ENGINES {
-        let file = TempFile::new("zeroes");
+        let file = TempFile::new("zeroes", engine);
         let mut bench = Bench::new(&file.0, engine, 4096);
         for (op, flags) in [
             (Op::WriteZeroes, IoFlags::NONE),
@@ -121,7 +123,7 @@ fn zeroes_and_holes_read_as_zeroes() {
 #[test]
 fn a_write_with_fua_and_a_flush_reach_the_medium() {
     for engine in ENGINES {
-        let file = TempFile::new("fua");
+        let file = TempFile::new("fua", engine);
         let mut bench = Bench::new(&file.0, engine, 4096);
         bench.run(Op::Write, IoFlags::NONE, 0, vec![filled(4096, 1)], 1);
         assert_eq!(bench.bdev.syncs(), 0, "{engine:?}");
@@ -135,7 +137,7 @@ fn a_write_with_fua_and_a_flush_reach_the_medium() {
 #[test]
 fn misaligned_buffers_are_taken() {
     for engine in ENGINES {
-        let file = TempFile::new("misaligned");
+        let file = TempFile::new("misaligned", engine);
         let mut bench = Bench::new(&file.0, engine, 512);
         let cut = || vec![filled(100, 1), filled(412, 2)];
         assert_eq!(bench.run(Op::Write, IoFlags::NONE, 8, cut(), 1).status, IoStatus::Success);
@@ -149,7 +151,7 @@ fn misaligned_buffers_are_taken() {
 #[test]
 fn a_grown_file_makes_a_longer_bdev_and_a_cut_one_fails_reads() {
     for engine in ENGINES {
-        let file = TempFile::new("resize");
+        let file = TempFile::new("resize", engine);
         let mut bench = Bench::new(&file.0, engine, 512);
         let image = std::fs::File::options().write(true).open(&file.0).unwrap();
         image.set_len(16 << 20).unwrap();
@@ -164,7 +166,7 @@ fn a_grown_file_makes_a_longer_bdev_and_a_cut_one_fails_reads() {
 #[test]
 fn a_failed_flush_ends_all_writing() {
     for engine in ENGINES {
-        let file = TempFile::new("failed");
+        let file = TempFile::new("failed", engine);
         let mut bench = Bench::new(&file.0, engine, 512);
         bench.bdev.disk.set_failed();
         for (op, bufs, blocks) in
@@ -180,7 +182,7 @@ fn a_failed_flush_ends_all_writing() {
 #[test]
 fn hundreds_of_ios_come_back_once_each() {
     for engine in ENGINES {
-        let file = TempFile::new("many");
+        let file = TempFile::new("many", engine);
         let mut bench = Bench::new(&file.0, engine, 512);
         for tag in 0..300 {
             let mut io = Io::boxed();
@@ -196,7 +198,7 @@ fn hundreds_of_ios_come_back_once_each() {
 
 #[test]
 fn a_device_that_is_not_polled_after_all_is_done_by_the_ordinary_ring() {
-    let file = TempFile::new("unpolled");
+    let file = TempFile::new("unpolled", Engine::IoUring);
     let (clock, _hand) = Clock::simulated();
     let config = ReactorConfig { id: ReactorId(0), core: None, mode: PollMode::Busy, clock, seed: 1 };
     let reactor = Reactor::new(&config).unwrap();
@@ -228,8 +230,8 @@ fn a_device_that_is_not_polled_after_all_is_done_by_the_ordinary_ring() {
 
 #[test]
 fn polling_that_the_device_cannot_do_is_refused_by_name() {
-    let file = TempFile::new("iopoll");
     for engine in ENGINES {
+        let file = TempFile::new("iopoll", engine);
         let wanted = UringOptions { iopoll: Some(true), ..options(&file.0, engine, 512) };
         let error = Uring::new(wanted).unwrap_err().to_string();
         assert!(error.contains("iopoll") && error.contains("nvme.poll_queues"), "{error}");
@@ -238,7 +240,7 @@ fn polling_that_the_device_cannot_do_is_refused_by_name() {
 
 #[test]
 fn a_file_serves_one_writer_only() {
-    let file = TempFile::new("locked");
+    let file = TempFile::new("locked", Engine::IoUring);
     let first = Uring::new(options(&file.0, Engine::IoUring, 512)).unwrap();
     let error = Uring::new(options(&file.0, Engine::Threads, 512)).unwrap_err();
     assert!(
@@ -281,7 +283,7 @@ impl penstock_reactor::Poller for OneAtATime {
 #[test]
 fn a_completion_wakes_a_sleeping_core() {
     for engine in ENGINES {
-        let file = TempFile::new("sleep");
+        let file = TempFile::new("sleep", engine);
         let bdev = Uring::new(options(&file.0, engine, 4096)).unwrap();
         let mode = PollMode::Adaptive { spin_ns: 0 };
         let clock = Clock::system();
@@ -309,7 +311,7 @@ fn a_completion_wakes_a_sleeping_core() {
 /// Memory that was mapped after the ring was set up used to stay unregistered until the next channel was opened.
 #[test]
 fn an_arena_that_is_mapped_later_is_registered_when_its_first_io_has_gone() {
-    let file = TempFile::new("arena");
+    let file = TempFile::new("arena", Engine::IoUring);
     let mut bench = Bench::new(&file.0, Engine::IoUring, 4096);
     let before = ring::Ring::registered_arenas(bench.reactor.cx());
     let known: Vec<usize> = penstock_reactor::mem::arenas().iter().map(|arena| arena.base).collect();
@@ -344,7 +346,7 @@ fn an_arena_that_is_mapped_later_is_registered_when_its_first_io_has_gone() {
 
 #[test]
 fn it_tells_which_blocks_have_storage() {
-    let file = TempFile::new("runs");
+    let file = TempFile::new("runs", Engine::IoUring);
     let mut bench = Bench::new(&file.0, Engine::IoUring, 512);
     let runs = |bench: &Bench, first, max| {
         let runs = bench.bdev.allocation(first, max).unwrap();
@@ -361,4 +363,40 @@ fn it_tells_which_blocks_have_storage() {
     assert_eq!(io.status, IoStatus::Success);
     assert_eq!(runs(&bench, 1, 2), [(7, false), (8, true)]);
     assert_eq!(runs(&bench, 16384, 2), []);
+}
+
+#[test]
+fn a_file_in_memory_needs_no_ring_and_no_other_is_done_inline() {
+    let in_memory = TempFile::new("in-memory", Engine::Inline);
+    let unsaid = |file: &TempFile| UringOptions { engine: None, ..options(&file.0, Engine::Threads, 512) };
+    assert_eq!(Uring::new(unsaid(&in_memory)).unwrap().engine, Engine::Inline);
+    let error = Uring::new(options(Path::new("/sys/penstock"), Engine::Inline, 512)).unwrap_err().to_string();
+    assert!(error.contains("engine") && error.contains("tmpfs"), "{error}");
+}
+
+/// Making a large range zero frees many pages: a core that did it at once would stop for long.
+#[test]
+fn a_large_range_in_memory_is_made_zero_piece_by_piece_and_ends_once() {
+    let file = TempFile::new("large-range", Engine::Inline);
+    let wanted = UringOptions { create_size_mib: Some(64), ..options(&file.0, Engine::Inline, 4096) };
+    let disk = Arc::clone(&Uring::new(wanted).unwrap().disk);
+    let mut channel = inline::InlineChannel::new(Arc::clone(&disk));
+    let mut done = Vec::new();
+    for (tag, op, blocks) in [(0, Op::Write, 1), (1, Op::Unmap, 16384), (2, Op::Read, 1)] {
+        let mut io = Io::boxed();
+        io.set(tag, op, IoFlags::NONE, Lba(if blocks == 1 { 16383 } else { 0 }), blocks);
+        if blocks == 1 {
+            io.data.push(filled(4096, 7));
+        }
+        channel.submit(io, Tick::ZERO).unwrap();
+    }
+    let mut turns = 0;
+    while done.len() < 3 {
+        channel.poll(Tick::ZERO, 16, &mut done);
+        turns += 1;
+    }
+    assert!(turns > 8, "{turns} turns");
+    let tags: Vec<_> = done.iter().map(|io| (io.tag, io.status)).collect();
+    assert_eq!(tags, [(0, IoStatus::Success), (1, IoStatus::Success), (2, IoStatus::Success)]);
+    assert!(done.pop().unwrap().data.iter().all(|buf| buf.iter().all(|byte| *byte == 0)));
 }

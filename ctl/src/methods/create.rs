@@ -113,7 +113,8 @@ describe! {
         readonly: Option<bool>,
         /// A file that does not exist is made with so many MiB, all holes. Default: it must exist.
         create_size_mib: Option<u64>,
-        /// io_uring or threads. Default: io_uring where the kernel allows it.
+        /// io_uring, threads, or inline (for files in memory only: by the reactor itself). Default: inline on tmpfs and
+        /// ramfs, io_uring where the kernel allows it, else threads.
         engine: Option<String>,
         /// Whether reads and writes are polled for, by a ring of their own, instead of waiting for interrupts. Default:
         /// where the device has polled queues.

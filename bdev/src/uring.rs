@@ -14,6 +14,11 @@
 mod channel;
 mod file;
 mod inline;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod mapped;
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+#[path = "uring/unmapped.rs"]
+mod mapped;
 mod queue;
 mod request;
 mod ring;
@@ -47,7 +52,8 @@ pub enum Engine {
     IoUring,
     /// Threads with plain system calls.
     Threads,
-    /// Plain system calls by the reactor itself: for files in memory only, where nothing waits for a device.
+    /// The reactor itself, by copies from and to the mapped file, and by plain system calls where that does not go: for files
+    /// in memory only, where nothing waits for a device.
     Inline,
 }
 
@@ -132,6 +138,7 @@ impl Uring {
             create_bytes: options.create_size_mib.map(|mib| mib.saturating_mul(1 << 20)),
             block_bytes: options.block_size,
             polled: engine == Engine::IoUring && options.iopoll != Some(false),
+            mapped: engine == Engine::Inline,
         };
         let disk = Disk::open(&options.filename, opening).map_err(os)?;
         if options.iopoll == Some(true) && !disk.is_polled() {
@@ -217,6 +224,7 @@ impl Bdev for Uring {
             "filename": self.options.filename,
             "engine": self.engine,
             "direct": self.disk.direct,
+            "mapped": self.disk.mapping.is_some(),
             "readonly": self.disk.read_only,
             "iopoll": self.disk.is_polled(),
             "failed": self.disk.has_failed(),

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use penstock_reactor::mem::Buf;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, fallocate, futimens};
 use rustix::io::Errno;
 
+use super::mapped::Mapping;
 use super::{queue, runs};
 use crate::bdev::Run;
 use crate::io::{Io, IoFlags, IoStatus, Op};
@@ -28,6 +29,8 @@ pub(super) struct Opening {
     pub(super) block_bytes: Option<u32>,
     /// Polled for where the device can.
     pub(super) polled: bool,
+    /// Mapped where it lies in memory and the system allows it.
+    pub(super) mapped: bool,
 }
 
 /// The usual block of a file system; a power of two, at least as long as any block of a bdev.
@@ -60,6 +63,8 @@ pub(super) struct Disk {
     polled: AtomicBool,
     /// The file's pages are all there is: it lies in memory, as on tmpfs.
     pub(super) in_memory: bool,
+    /// Its bytes.
+    pub(super) mapping: Option<Mapping>,
     /// Flushes and durable writes that were asked of the system, for tests and people.
     pub(super) syncs: AtomicU64,
 }
@@ -117,9 +122,13 @@ impl Disk {
             failed: AtomicBool::new(false),
             polled: AtomicBool::new(direct && opening.polled && queue::is_polled(&file)),
             in_memory: is_in_memory(path),
+            mapping: None,
             syncs: AtomicU64::new(0),
             file,
         };
+        if opening.mapped && disk.in_memory {
+            disk.mapping = Mapping::new(&disk.file, disk.bytes()?, disk.read_only).ok();
+        }
         if !disk.is_block_device && !disk.read_only {
             // Beyond the end there is nothing to lose: only whether the file system can do it shows.
             let end = disk.bytes()?.next_multiple_of(4096);
@@ -206,6 +215,12 @@ impl Disk {
             return IoStatus::Success;
         }
         self.syncs.fetch_add(1, Ordering::Relaxed);
+        if self.mapping.is_some() {
+            // Nobody else tells the file of its changes.
+            let at = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+            let times = Timestamps { last_access: at(UTIME_OMIT), last_modification: at(UTIME_NOW) };
+            futimens(&self.file, &times).ok();
+        }
         match self.file.sync_data() {
             Ok(()) => IoStatus::Success,
             Err(error) => {
@@ -235,7 +250,8 @@ impl Disk {
         }
     }
 
-    fn offset(&self, lba: u64) -> u64 {
+    /// Where a block begins, in bytes.
+    pub(super) fn offset(&self, lba: u64) -> u64 {
         lba.saturating_mul(u64::from(self.block_bytes))
     }
 

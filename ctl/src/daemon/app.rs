@@ -111,7 +111,8 @@ impl App {
         let target =
             Target::with_reservations(parts.reactors.clone(), registry.clone(), reservations.clone());
         let iscsi = IscsiTarget::new(parts.reactors.clone(), registry.clone(), reservations.clone());
-        let vhost = Vhost::new(parts.reactors.clone(), registry.clone(), parts.vhost_dir);
+        let vhost =
+            Vhost::new(parts.reactors.clone(), registry.clone(), reservations.clone(), parts.vhost_dir);
         let nvme = NvmeControllers::new(parts.reactors.clone(), parts.clock.clone(), registry.clone());
         let remote = TcpControllers::new(parts.reactors.clone(), parts.clock.clone(), registry.clone());
         Rc::new(Self {

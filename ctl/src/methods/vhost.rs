@@ -96,7 +96,9 @@ impl From<VhostError> for RpcError {
             VhostError::Busy { .. } => -i64::from(errno::BUSY),
             VhostError::Full { .. } => -i64::from(errno::NOSPC),
             VhostError::Invalid { .. } => INVALID_PARAMS,
-            VhostError::Socket { source, .. } => -i64::from(source.raw_os_error().unwrap_or(errno::IO)),
+            VhostError::Reservations { source, .. } | VhostError::Socket { source, .. } => {
+                -i64::from(source.raw_os_error().unwrap_or(errno::IO))
+            }
             _ => crate::rpc::error::INTERNAL_ERROR,
         };
         Self::of(code, &error)

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use penstock_bdev::reservation::SharedReservations;
 use penstock_bdev::{Descriptor, Shared};
 use penstock_reactor::ReactorHandle;
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ use tokio::task::JoinHandle;
 use crate::coalesce::Coalescing;
 use crate::cpumask;
 use crate::device::{self, CONFIG_BYTES};
+use crate::exclusion::Exclusion;
 use crate::session::{QueueView, Session, SessionView};
 use crate::worker::WorkerCell;
 
@@ -64,6 +66,9 @@ pub(crate) struct Controller {
     pub(crate) read_only: bool,
     pub(crate) packed_ring: bool,
     pub(crate) coalescing: Arc<Coalescing>,
+    pub(crate) exclusion: Arc<Exclusion>,
+    /// The disk's, so that they live as long as a guest may be kept out by them.
+    reservations: SharedReservations,
     /// Indices of the reactors that it may use.
     pub(crate) allowed: Vec<usize>,
     pub(crate) placement: Rc<Placement>,
@@ -73,6 +78,8 @@ pub(crate) struct Controller {
     closing: watch::Sender<bool>,
     /// Counts connections that have not ended.
     open: watch::Sender<usize>,
+    /// Counts those that are closed but have requests under way.
+    ending: watch::Sender<usize>,
     accepting: RefCell<Option<JoinHandle<()>>>,
 }
 
@@ -83,6 +90,7 @@ pub(crate) struct ControllerConfig {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
     pub(crate) descriptor: Descriptor,
+    pub(crate) reservations: SharedReservations,
     pub(crate) read_only: bool,
     pub(crate) packed_ring: bool,
     pub(crate) allowed: Vec<usize>,
@@ -101,6 +109,8 @@ impl Controller {
             read_only: config.read_only,
             packed_ring: config.packed_ring,
             coalescing: Arc::default(),
+            exclusion: Arc::default(),
+            reservations: config.reservations,
             allowed: config.allowed,
             placement: config.placement,
             descriptor: RefCell::new(Some(config.descriptor)),
@@ -108,8 +118,10 @@ impl Controller {
             next_session: config.next_session,
             closing: watch::Sender::new(false),
             open: watch::Sender::new(0),
+            ending: watch::Sender::new(0),
             accepting: RefCell::new(None),
         });
+        controller.exclusion.set(&controller.reservations.borrow().view());
         let accepting = tokio::task::spawn_local(accept(Rc::clone(&controller), listener));
         *controller.accepting.borrow_mut() = Some(accepting);
         controller
@@ -147,9 +159,34 @@ impl Controller {
         self.sessions.borrow().len()
     }
 
+    /// Ends a connection's queues by `stopping`; [`Self::settled`] waits for it.
+    pub(crate) async fn end(&self, stopping: impl Future<Output = ()>) {
+        self.ending.send_modify(|ending| *ending += 1);
+        stopping.await;
+        self.ending.send_modify(|ending| *ending -= 1);
+    }
+
+    /// Waits until no connection that is closed has requests under way. A frontend that comes back does again what the old
+    /// connection has not answered: if that were still under way, it could come after the guest's next write of the same
+    /// blocks.
+    pub(crate) async fn settled(&self) {
+        drop(self.ending.subscribe().wait_for(|ending| *ending == 0).await);
+    }
+
     pub(crate) fn tell_config_change(&self) {
         let sessions: Vec<_> = self.sessions.borrow().values().cloned().collect();
         sessions.iter().for_each(|session| session.tell_config_change());
+    }
+
+    /// Takes the disk's reservations over as they are now; returns when all reactors judge by them.
+    pub(crate) async fn follow_reservations(&self) {
+        self.exclusion.set(&self.reservations.borrow().view());
+        for index in self.allowed.clone() {
+            // One that is gone has no guest.
+            if let Some(handle) = self.reactor(index) {
+                handle.call(|_| ()).await.ok();
+            }
+        }
     }
 
     /// Lets go of a disk that is being removed: what is under way ends, what comes later fails.
@@ -186,6 +223,7 @@ impl Controller {
             "delay_base_us": delay_base_us,
             "iops_threshold": iops_threshold,
             "socket": self.path,
+            "reservation_forbids": self.exclusion.name(),
             "sessions": sessions,
             "backend_specific": {
                 "block": { "readonly": self.read_only, "bdev": bdev, "transport": "vhost_user_blk" }
@@ -201,6 +239,7 @@ impl Controller {
                 "reactor": queue.reactor,
                 "requests": queue.stats.requests.read(),
                 "errors": queue.stats.errors.read(),
+                "reservation_conflicts": queue.stats.conflicts.read(),
                 "interrupts": queue.stats.signals.read(),
                 "sleeps": queue.stats.arms.read(),
             })

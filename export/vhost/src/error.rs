@@ -17,6 +17,19 @@ pub enum VhostError {
         #[source]
         source: BdevError,
     },
+    /// The bdev's reservations are not known.
+    #[error(
+        "vhost controller {ctrlr} is not made: the reservations of bdev {bdev} cannot be read; mend their file or remove it"
+    )]
+    Reservations {
+        /// The controller.
+        ctrlr: String,
+        /// The bdev.
+        bdev: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// The name is taken.
     #[error("a vhost controller {ctrlr} exists already; choose another name or delete it first")]
     Exists {

@@ -23,6 +23,7 @@ mod controller;
 mod cpumask;
 mod device;
 mod error;
+mod exclusion;
 mod memory;
 mod request;
 mod ring;

@@ -9,6 +9,8 @@ pub(crate) struct QueueStats {
     pub(crate) requests: Counter,
     /// Of those that ended, not with success.
     pub(crate) errors: Counter,
+    /// Of those, forbidden by a reservation.
+    pub(crate) conflicts: Counter,
     /// Interrupts sent.
     pub(crate) signals: Counter,
     /// Times that the driver was asked to kick, as the core was about to sleep.

@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use penstock_bdev::reservation::{Applied, ReservationBook};
 use penstock_bdev::{Event, EventKind, OpenMode, Registry, Subscription};
 use penstock_reactor::ReactorHandle;
 use serde_json::Value;
 use tokio::net::UnixListener;
+use uuid::Uuid;
 
 use crate::coalesce::DELAY_BASE_US_MAX;
 use crate::controller::{Controller, ControllerConfig, Placement};
@@ -46,6 +48,7 @@ pub struct CreateBlkController {
 
 struct Inner {
     registry: Registry,
+    book: ReservationBook,
     placement: Rc<Placement>,
     /// Where the sockets are.
     dir: PathBuf,
@@ -66,12 +69,19 @@ impl fmt::Debug for Vhost {
 }
 
 impl Vhost {
-    /// A target on these reactors whose disks are bdevs of `registry` and whose sockets are in `dir`.
+    /// A target on these reactors whose disks are bdevs of `registry` with the reservations of `book`, and whose sockets
+    /// are in `dir`.
     #[must_use]
-    pub fn new(reactors: Vec<ReactorHandle>, registry: Registry, dir: PathBuf) -> Self {
+    pub fn new(
+        reactors: Vec<ReactorHandle>,
+        registry: Registry,
+        book: ReservationBook,
+        dir: PathBuf,
+    ) -> Self {
         let vhost = Self(Rc::new(Inner {
             placement: Rc::new(Placement::new(reactors)),
             registry,
+            book,
             dir,
             controllers: RefCell::default(),
             next_id: Cell::new(1),
@@ -85,6 +95,12 @@ impl Vhost {
             }
         });
         *vhost.0.subscription.borrow_mut() = Some(subscription);
+        let weak = Rc::downgrade(&vhost.0);
+        // A guest makes no reservations, so nobody is told of any by this protocol.
+        let _never_tells = vhost.0.book.subscribe_applied(move |bdev, _| match weak.upgrade() {
+            Some(inner) => Self(inner).reservations_changed(bdev),
+            None => Box::pin(async {}),
+        });
         vhost
     }
 
@@ -103,6 +119,9 @@ impl Vhost {
             self.0.registry.export(&params.dev_name, &owner)
         };
         let descriptor = opened.map_err(|source| VhostError::Bdev { ctrlr: ctrlr.clone(), source })?;
+        let reservations = self.0.book.of(descriptor.shared().uuid()).map_err(|source| {
+            VhostError::Reservations { ctrlr: ctrlr.clone(), bdev: params.dev_name.clone(), source }
+        })?;
         let path = self.0.dir.join(&ctrlr);
         let listener = listen(&ctrlr, &path)?;
         let id = self.0.next_id.get();
@@ -112,6 +131,7 @@ impl Vhost {
             name: ctrlr.clone(),
             path,
             descriptor,
+            reservations,
             read_only: params.readonly,
             packed_ring: params.packed_ring,
             allowed,
@@ -220,6 +240,17 @@ impl Vhost {
     fn find(&self, ctrlr: &str) -> Result<Rc<Controller>, VhostError> {
         let found = self.0.controllers.borrow().get(ctrlr).cloned();
         found.ok_or_else(|| VhostError::NotFound { ctrlr: ctrlr.to_owned() })
+    }
+
+    fn reservations_changed(&self, bdev: Uuid) -> Applied {
+        let controllers = self.0.controllers.borrow();
+        let on_it = controllers.values().filter(|controller| controller.bdev.uuid() == bdev);
+        let on_it: Vec<_> = on_it.map(Rc::clone).collect();
+        Box::pin(async move {
+            for controller in on_it {
+                controller.follow_reservations().await;
+            }
+        })
     }
 
     fn bdev_event(&self, event: &Event) {

@@ -86,8 +86,11 @@ impl Session {
     /// # Errors
     /// What the system says of the socket.
     pub(crate) fn new(controller: Rc<Controller>, stream: UnixStream, id: u64) -> std::io::Result<Self> {
-        let shared =
-            Arc::new(SessionShared::new(controller.name.clone(), Arc::clone(&controller.coalescing)));
+        let shared = Arc::new(SessionShared::new(
+            controller.name.clone(),
+            Arc::clone(&controller.coalescing),
+            Arc::clone(&controller.exclusion),
+        ));
         let view = Rc::new(SessionView {
             id,
             shared,
@@ -114,10 +117,7 @@ impl Session {
 
     /// Serves the frontend until it closes the connection, breaks the protocol, or `closing` turns true.
     pub(crate) async fn run(mut self, mut closing: watch::Receiver<bool>) {
-        let ended = tokio::select! {
-            ended = self.serve() => ended,
-            _ = closing.wait_for(|closing| *closing) => Ok(()),
-        };
+        let ended = self.serve(&mut closing).await;
         let controller = self.controller.name.as_str();
         match ended {
             Ok(()) => tracing::info!(controller, session = self.view.id, "a frontend is gone"),
@@ -131,14 +131,20 @@ impl Session {
                 );
             }
         }
-        self.stop_all().await;
+        let controller = Rc::clone(&self.controller);
+        controller.end(self.stop_all()).await;
     }
 
-    async fn serve(&mut self) -> Result<(), SessionError> {
-        while let Some(message) = self.wire.recv().await? {
+    /// A message that was begun is done whole, so that no queue is started that nobody knows of.
+    async fn serve(&mut self, closing: &mut watch::Receiver<bool>) -> Result<(), SessionError> {
+        loop {
+            let message = tokio::select! {
+                message = self.wire.recv() => message?,
+                _ = closing.wait_for(|closing| *closing) => None,
+            };
+            let Some(message) = message else { return Ok(()) };
             self.take(message).await?;
         }
-        Ok(())
     }
 
     async fn take(&mut self, message: Message) -> Result<(), SessionError> {

@@ -49,6 +49,7 @@ impl Session {
     /// Serves a queue as soon as its size, addresses, kick and memory are known.
     pub(super) async fn serve_if_ready(&mut self, index: u16) -> Result<(), SessionError> {
         let Some(addresses) = self.ready(index) else { return Ok(()) };
+        self.controller.settled().await;
         let (key, features) = (self.key(index), self.view.features.get());
         let (map, log) = (Arc::clone(&self.map), self.log_in_use());
         let packed = features & feature::RING_PACKED != 0;

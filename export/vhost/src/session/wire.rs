@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::cmsg_space;
 use rustix::net::{
@@ -21,6 +22,8 @@ use super::SessionError;
 /// Version of the protocol, in the low bits of a header's flags.
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 12;
+/// How long a frontend may leave answers unread.
+const READ_LIMIT: Duration = Duration::from_secs(10);
 
 /// A message of the frontend's.
 #[derive(Debug)]
@@ -115,7 +118,8 @@ impl Wire {
         while sent < bytes.len() {
             let rest = bytes.get(sent..).unwrap_or_default();
             let fd = fd.filter(|_| sent == 0);
-            sent += self.0.async_io(Interest::WRITABLE, || send(self.0.as_fd(), rest, fd)).await?;
+            let sending = self.0.async_io(Interest::WRITABLE, || send(self.0.as_fd(), rest, fd));
+            sent += tokio::time::timeout(READ_LIMIT, sending).await.map_err(io::Error::from)??;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use penstock_spec::virtio::blk::{RequestType, Status};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::coalesce::Coalescing;
+use crate::exclusion::Exclusion;
 use crate::ring::driver::{DATA, Driver, GPA};
 use crate::ring::{RingSetup, Segment};
 use crate::stats::QueueStats;
@@ -34,6 +35,7 @@ pub(super) struct Host {
     pub(super) worker: Rc<WorkerCell>,
     pub(super) descriptor: Descriptor,
     pub(super) coalescing: Arc<Coalescing>,
+    pub(super) exclusion: Arc<Exclusion>,
     sessions: u64,
 }
 
@@ -44,7 +46,15 @@ impl Host {
         let reactor = Reactor::new(&config).unwrap();
         let worker = WorkerCell::of(reactor.cx());
         let descriptor = Descriptor::unregistered(bdev, OpenMode::ReadWrite);
-        Self { reactor, hand, worker, descriptor, coalescing: Arc::default(), sessions: 0 }
+        Self {
+            reactor,
+            hand,
+            worker,
+            descriptor,
+            coalescing: Arc::default(),
+            exclusion: Arc::default(),
+            sessions: 0,
+        }
     }
 
     /// Turns, a microsecond each.
@@ -63,7 +73,11 @@ impl Host {
 
     fn guest_with(&mut self, driver: Driver, setup: RingSetup, size: u16) -> Guest {
         self.sessions += 1;
-        let session = Arc::new(SessionShared::new("test".to_owned(), Arc::clone(&self.coalescing)));
+        let session = Arc::new(SessionShared::new(
+            "test".to_owned(),
+            Arc::clone(&self.coalescing),
+            Arc::clone(&self.exclusion),
+        ));
         let key = QueueKey { session: self.sessions, index: 0 };
         let fd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
         let (kick, call, err) = (fd(), fd(), fd());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use penstock_bdev::Registry;
 use penstock_bdev::delay::Delay;
+use penstock_bdev::inject::{ErrorInjector, ErrorOptions};
 use penstock_reactor::{Poller, Rest};
 use penstock_spec::virtio::blk::{RequestType, Status};
 use serde_json::json;
@@ -165,6 +166,46 @@ fn memory_that_is_taken_away_stays_until_what_is_under_way_has_ended() {
     assert!(guest.session.is_broken());
 }
 
+/// A guest used to see an I/O error where any other host would have tried again.
+#[test]
+fn a_disk_that_is_not_ready_is_asked_again_and_not_for_ever() {
+    let registry = Registry::new();
+    registry.register(malloc(512), &[]).unwrap();
+    let options: ErrorOptions = serde_json::from_value(json!({"base_name": "disk-of-a-guest"})).unwrap();
+    let name = ErrorInjector::create(&registry, &options).unwrap();
+    let inject = |io_type, times| {
+        let rule = json!({
+            "name": name, "io_type": io_type, "error_type": "nvme_failure", "nvme_sct": 0, "nvme_sc": 0x82, "num": times,
+        });
+        ErrorInjector::inject(&registry, &serde_json::from_value(rule).unwrap()).unwrap();
+    };
+    let mut host = Host::new(registry.find(&name).unwrap());
+    let mut guest = host.guest(false, 8);
+    let mut poller = WorkerPoller::for_test(&host.worker);
+    for (kind, data, times, answer, ms) in [
+        (RequestType::OUT, pattern(512), 3, Status::OK, 30),
+        (RequestType::DISCARD, [range(0, 8, 0), range(8, 8, 0)].concat(), 4, Status::OK, 40),
+        (RequestType::OUT, pattern(512), 1_000_000, Status::IOERR, 30_000),
+    ] {
+        inject("clear", 0);
+        inject("all", times);
+        guest.submit(0, kind, 0, u32::try_from(data.len()).unwrap(), &data);
+        let mut waited_ms = 0;
+        let ended = loop {
+            host.turns(5);
+            if let Some(ended) = guest.ended() {
+                break ended;
+            }
+            assert!(matches!(poller.rest(host.reactor.cx().now()), Rest::Until(_)), "the core may sleep");
+            host.hand.advance_ns(10_000_000);
+            waited_ms += 10;
+        };
+        assert_eq!(ended, (0, answer, 1), "{kind:?}");
+        assert!((ms - 20..ms + 50).contains(&waited_ms), "{kind:?}: {waited_ms} ms");
+    }
+    assert_eq!(guest.stats.errors.read(), 1);
+}
+
 #[test]
 fn a_queue_stops_when_what_is_under_way_has_ended() {
     let (_registry, mut host) = slow();
@@ -241,4 +282,46 @@ fn a_core_sleeps_only_when_it_will_be_woken() {
         assert_eq!(Guest::count(&guest.kick), 0);
         assert!(guest.stats.arms.read() >= 2 && Guest::count(&guest.call) > 0);
     }
+}
+
+/// A guest used to write to a disk that a host had reserved by NVMe or SCSI.
+#[test]
+fn what_a_reservation_keeps_from_hosts_that_are_not_registered_is_kept_from_guests() {
+    use penstock_bdev::reservation::{HostId, RegistrantId, ReservationType, Reservations};
+    let mut host = Host::new(malloc(512));
+    let mut guest = host.guest(false, 16);
+    let holder = RegistrantId { host: HostId::Nvme([1; 16]), port: 0 };
+    let mut reservations = Reservations::new();
+    reservations.register(&holder, None, 7, None).unwrap();
+    let range = range(0, 8, 0);
+    for kind in [None].into_iter().chain(ReservationType::ALL.map(Some)) {
+        if let Some(kind) = kind {
+            reservations.reserve(&holder, 7, kind).unwrap();
+        }
+        host.exclusion.set(&reservations.view());
+        let ends = |may| if may { Status::OK } else { Status::IOERR };
+        let reads = kind.is_none_or(|kind| !kind.excludes_reads());
+        assert_eq!(guest.run(&mut host, RequestType::IN, 0, 512, &[]).0, ends(reads), "{kind:?}");
+        for (change, data) in [
+            (RequestType::OUT, pattern(512)),
+            (RequestType::DISCARD, range.clone()),
+            (RequestType::WRITE_ZEROES, range.clone()),
+            (RequestType::FLUSH, vec![]),
+        ] {
+            let len = u32::try_from(data.len()).unwrap();
+            assert_eq!(
+                guest.run(&mut host, change, 0, len, &data).0,
+                ends(kind.is_none()),
+                "{kind:?} {change:?}"
+            );
+        }
+        assert_eq!(guest.run(&mut host, RequestType::GET_ID, 0, 20, &[]).0, Status::OK);
+        if let Some(kind) = kind {
+            reservations.release(&holder, 7, kind).unwrap();
+        }
+    }
+    assert_eq!(guest.stats.conflicts.read(), 6 * 4 + 3);
+    host.exclusion.set(&reservations.view());
+    assert_eq!(guest.run(&mut host, RequestType::OUT, 0, 512, &pattern(512)).0, Status::OK);
+    assert!(!guest.session.is_broken());
 }

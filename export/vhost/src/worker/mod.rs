@@ -19,6 +19,7 @@ use penstock_bdev::{BdevChannel, BdevError, Descriptor, Io, Op};
 use penstock_reactor::{Cx, Poller, ReactorError, Rest, Tick};
 
 use crate::coalesce::Coalescing;
+use crate::exclusion::Exclusion;
 use crate::memory::{DirtyLog, GuestMap};
 use crate::request::Geometry;
 use crate::ring::{Ring, RingError, RingSetup};
@@ -41,6 +42,7 @@ pub(crate) struct SessionShared {
     /// Name of the controller, for the log.
     pub(crate) controller: String,
     pub(crate) coalescing: Arc<Coalescing>,
+    pub(crate) exclusion: Arc<Exclusion>,
     broken: AtomicBool,
     error: OnceLock<RingError>,
     /// Writes are durable when they complete.
@@ -48,10 +50,11 @@ pub(crate) struct SessionShared {
 }
 
 impl SessionShared {
-    pub(crate) fn new(controller: String, coalescing: Arc<Coalescing>) -> Self {
+    pub(crate) fn new(controller: String, coalescing: Arc<Coalescing>, exclusion: Arc<Exclusion>) -> Self {
         Self {
             controller,
             coalescing,
+            exclusion,
             broken: AtomicBool::new(false),
             error: OnceLock::new(),
             write_through: AtomicBool::new(false),

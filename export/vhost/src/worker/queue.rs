@@ -1,14 +1,15 @@
 //! One virtqueue on its reactor: takes requests out of the ring, gives them to the disk, puts the answers back.
 //!
 //! Invariants: a slot is free, or has exactly one request of the driver's, whose memory it keeps mapped; of a slot that is
-//! not free, the [`Io`] is with the disk, or in `blocked`. A queue of a broken device touches neither ring nor eventfds.
+//! not free, the [`Io`] is with the disk, in `blocked`, or in `later`. A queue of a broken device touches neither ring nor eventfds.
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use futures_channel::oneshot;
-use penstock_bdev::{Busy, Io, IoFlags, Lba, Op, Sg};
+use penstock_bdev::{Busy, Io, IoFlags, IoStatus, Lba, Op, Sg};
 use penstock_reactor::{Cx, Rest, Tick};
 use penstock_spec::virtio::blk::{ID_BYTES, Status};
 
@@ -23,6 +24,10 @@ use crate::stats::QueueStats;
 const BUDGET: usize = 128;
 /// Between looks at the eventfd of a queue that says it sleeps, in nanoseconds.
 const CLEAR_NS: u64 = 50_000;
+/// A disk that is not ready is asked again after so many nanoseconds,
+const NOT_READY_PAUSE_NS: u64 = 10_000_000;
+/// and for so many at most; hosts that come by other protocols are as patient by themselves.
+const NOT_READY_NS_MAX: u64 = 30_000_000_000;
 
 /// A request under way.
 #[derive(Debug)]
@@ -36,6 +41,8 @@ struct Slot {
     loan: Loan,
     /// The list of ranges.
     payload: Sg,
+    /// When the disk was first not ready for it.
+    waits_since: Option<Tick>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +65,8 @@ pub(super) struct Queue {
     free: Vec<u16>,
     /// What the disk has no room for.
     blocked: Option<Box<Io>>,
+    /// What the disk was not ready for, and when to ask again; in order of time.
+    later: VecDeque<(Tick, Box<Io>)>,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
     err: Option<OwnedFd>,
@@ -96,6 +105,7 @@ impl Queue {
             slots,
             free: (0..start.size).rev().collect(),
             blocked: None,
+            later: VecDeque::with_capacity(usize::from(start.size)),
             kick: start.kick,
             call: start.call,
             err: start.err,
@@ -121,6 +131,11 @@ impl Queue {
             self.break_off();
         }
         if let Some(io) = self.blocked.take() {
+            self.submit(io, backend, now);
+        }
+        while self.blocked.is_none()
+            && let Some((_, io)) = self.later.pop_front_if(|(due, _)| *due <= now)
+        {
             self.submit(io, backend, now);
         }
         let mut count = 0;
@@ -162,6 +177,7 @@ impl Queue {
         let Some(slot) = self.slots.get_mut(usize::from(at)) else { unreachable!("a free slot is one") };
         slot.loan.begin(&self.held);
         slot.head = self.chain.head;
+        slot.waits_since = None;
         let request = match request::parse(&self.chain, &slot.loan, &mut io.data, backend.geometry) {
             Ok(request) => request,
             Err(error) => {
@@ -209,6 +225,11 @@ impl Queue {
             let at = slot_of(&io);
             return self.finish(at, io, Status::IOERR, backend);
         };
+        if self.session.exclusion.forbids(io.op) {
+            let at = slot_of(&io);
+            self.stats.conflicts.add(1);
+            return self.finish(at, io, Status::IOERR, backend);
+        }
         if let Err(Busy(io)) = channel.submit(io, now) {
             self.blocked = Some(io);
         }
@@ -237,7 +258,14 @@ impl Queue {
     #[inline]
     pub(super) fn completed(&mut self, io: Box<Io>, backend: &mut Backend, now: Tick) {
         let at = slot_of(&io);
-        let Some(slot) = self.slots.get(usize::from(at)) else { unreachable!("a tag is a slot's") };
+        let Some(slot) = self.slots.get_mut(usize::from(at)) else { unreachable!("a tag is a slot's") };
+        if io.status == IoStatus::NotReady && self.state != State::Broken {
+            let since = *slot.waits_since.get_or_insert(now);
+            if now.ns_since(since) < NOT_READY_NS_MAX {
+                // A guest knows no answer that says "again".
+                return self.later.push_back((now.plus_ns(NOT_READY_PAUSE_NS), io));
+            }
+        }
         let status = request::status_of(io.status);
         if status == Status::OK && matches!(slot.kind, Kind::Ranges { .. }) && self.state != State::Broken {
             return self.next_range(at, io, backend, now);
@@ -357,6 +385,15 @@ impl Queue {
 
     /// Whether the core may sleep as far as this queue goes; if so, the driver is asked to kick.
     pub(super) fn rest(&mut self, now: Tick) -> Rest {
+        let rest = self.rest_of_ring(now);
+        match (rest, self.later.front()) {
+            (Rest::UntilWoken, Some((due, _))) => Rest::Until(*due),
+            (Rest::Until(other), Some((due, _))) => Rest::Until(other.min(*due)),
+            _ => rest,
+        }
+    }
+
+    fn rest_of_ring(&mut self, now: Tick) -> Rest {
         if self.blocked.is_some() {
             return Rest::Never;
         }
@@ -413,6 +450,7 @@ impl Slot {
             writable: 0,
             loan: Loan::default(),
             payload: Sg::new(),
+            waits_since: None,
         }
     }
 }

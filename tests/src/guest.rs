@@ -2,6 +2,7 @@
 //! test sends it, while the test acts on the host in between. The host's 127.0.0.1 is the guest's [`HOST`].
 
 mod cpio;
+mod disk;
 mod image;
 mod machine;
 mod migration;

@@ -50,6 +50,8 @@ const TOOLS: &[Tool] = &[
     tool("udevadm", "udev"),
     tool("dmsetup", "dmsetup"),
     tool("busybox", "busybox-static"),
+    tool("grub-mkimage", "grub-common"),
+    tool("/usr/lib/grub/i386-pc/boot.img", "grub-pc-bin"),
     tool("fio", "fio"),
     tool("nvme", "nvme-cli"),
     tool("valgrind", "valgrind"),

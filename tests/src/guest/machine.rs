@@ -31,6 +31,7 @@ pub struct Machine {
     pub(super) extras: Extras,
     pub(super) movable: bool,
     programs: Vec<(String, PathBuf)>,
+    pub(super) from_disk: bool,
 }
 
 impl Machine {
@@ -47,6 +48,7 @@ impl Machine {
             extras: Extras::default(),
             movable: false,
             programs: Vec::new(),
+            from_disk: false,
         }
     }
 
@@ -153,13 +155,6 @@ impl Machine {
         for (host, guest) in &self.forwards {
             write!(network, ",hostfwd=tcp:127.0.0.1:{host}-:{guest}")?;
         }
-        let mut append = format!(
-            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on no_timer_check tsc_early_khz={}",
-            tsc_khz()?
-        );
-        for argument in &self.kernel_arguments {
-            write!(append, " {argument}")?;
-        }
         let mut command = Process::command(paths::tool("qemu-system-x86_64")?)?;
         // KVM is named nowhere: where it exists inside a virtual machine it may be broken, and the tests must be the same everywhere.
         command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]);
@@ -175,12 +170,26 @@ impl Machine {
         ]);
         command.args(&self.arguments);
         command.arg("-serial").arg(format!("file:{}", scratch.join("console").display()));
-        command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
-        command.args(["-append", &append]);
+        if !self.from_disk {
+            command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
+            command.args(["-append", &self.kernel_line()?]);
+        }
         command.args(["-netdev", &network, "-device", "virtio-net-pci,netdev=n0,romfile="]);
         command.arg("-chardev").arg(format!("socket,id=c0,path={}", socket.display()));
         command.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=c0,nr=1"]);
         Ok(command)
+    }
+
+    /// The kernel's command line.
+    pub(super) fn kernel_line(&self) -> Result<String> {
+        let mut line = format!(
+            "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on no_timer_check tsc_early_khz={}",
+            tsc_khz()?
+        );
+        for argument in &self.kernel_arguments {
+            write!(line, " {argument}")?;
+        }
+        Ok(line)
     }
 }
 

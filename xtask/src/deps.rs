@@ -57,6 +57,7 @@ const TOOLS: &[Tool] = &[
     tool("valgrind", "valgrind"),
     tool("mkfs.ext4", "e2fsprogs"),
     tool("depmod", "kmod"),
+    tool("ip", "iproute2"),
     tool("xz", "xz-utils"),
     tool("ldd", "libc-bin"),
 ];

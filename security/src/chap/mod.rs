@@ -12,6 +12,8 @@
 //! What takes long is a [`Job`]: it is run wherever there is time for it, and its [`Done`] is given back to the machine.
 
 mod controller;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod host;
 mod job;
 #[cfg(test)]

@@ -157,10 +157,10 @@ impl Operator {
 /// Sums of what the reactors' groups have now.
 fn left(target: &mut Penstock) -> Result<Vec<(&'static str, u64)>> {
     let stats = target.daemon().call("nvmf_get_stats", json!({}))?;
-    let groups = stats["poll_groups"].as_array().context("no poll groups")?;
+    let groups = stats.get("poll_groups").and_then(Value::as_array).context("no poll groups")?;
     let fields =
         ["connections", "current_admin_qpairs", "current_io_qpairs", "pending_bdev_io", "buffer_bytes"];
-    Ok(fields.map(|name| (name, groups.iter().filter_map(|group| group[name].as_u64()).sum())).to_vec())
+    Ok(fields.map(|name| (name, groups.iter().filter_map(|group| group.get(name)?.as_u64()).sum())).to_vec())
 }
 
 /// Hosts and an operator for so long; then everything must come to rest.

@@ -110,10 +110,11 @@ impl Near {
     /// States of the paths by port, as the daemon tells them.
     fn paths(&self) -> Result<Vec<(String, bool, bool, bool)>> {
         let all = self.daemon.call("bdev_nvme_get_io_paths", json!({"name": "Farn1"}))?;
-        let first = all["poll_groups"][0]["io_paths"].as_array().context("io_paths")?.clone();
+        let first = all.pointer("/poll_groups/0/io_paths").and_then(Value::as_array).context("io_paths")?;
         let one = |path: &Value| {
-            let flag = |name: &str| path[name].as_bool().unwrap_or(false);
-            let port = path["transport"]["trsvcid"].as_str().unwrap_or_default().to_owned();
+            let flag = |name: &str| path.get(name) == Some(&Value::Bool(true));
+            let port =
+                path.pointer("/transport/trsvcid").and_then(Value::as_str).unwrap_or_default().to_owned();
             (port, flag("connected"), flag("accessible"), flag("current"))
         };
         Ok(first.iter().map(one).collect())
@@ -135,7 +136,7 @@ impl Near {
 
     fn blocks(&self, bdev: &str) -> Option<u64> {
         let found = rpc::call(&self.daemon.socket(), "bdev_get_bdevs", &json!({"name": bdev})).ok()?;
-        found[0]["num_blocks"].as_u64()
+        found.pointer("/0/num_blocks")?.as_u64()
     }
 }
 

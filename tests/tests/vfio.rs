@@ -170,8 +170,9 @@ fn a_controller_with_two_namespaces_of_both_block_lengths_serves_the_guests_own_
 fn commands_and_copies(guest: &mut Guest, name: &str) -> Result<(u64, u64)> {
     let report = guest.run(&rpc("bdev_nvme_get_controllers", json!({"name": name})))?;
     let report: serde_json::Value = serde_json::from_str(&report)?;
-    let queues = report[0]["ctrlrs"][0]["queues"].as_array().context("queues")?;
-    let sum = |what: &str| queues.iter().filter_map(|queue| queue[what].as_u64()).sum();
+    let queues =
+        report.pointer("/0/ctrlrs/0/queues").and_then(serde_json::Value::as_array).context("queues")?;
+    let sum = |what: &str| queues.iter().filter_map(|queue| queue.get(what)?.as_u64()).sum();
     Ok((sum("commands"), sum("bounced")))
 }
 

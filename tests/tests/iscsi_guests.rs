@@ -49,12 +49,12 @@ fn linux_multipath_follows_alua_and_goes_on_when_a_path_is_cut() -> Result<()> {
     let [one, other] = disk.ports;
     let relays = [Relay::to(one)?, Relay::to(other)?];
     let mut guest = initiator()
-        .modules(&["dm_multipath", "dm_mod", "dm_service_time", "dm_round_robin"])
+        .modules(&["dm-multipath", "dm-mod", "dm-service-time", "dm-round-robin"])
         .tools(&["multipathd", "multipath", "dmsetup", "udevadm", "sg_stpg", "sg_rtpg"])
         .files(&["/usr/lib/udev/scsi_id", "/usr/lib/udev/rules.d", "/lib/multipath"])
         .boot()?;
     guest.run(
-        "for module in dm_mod dm_multipath dm_service_time dm_round_robin; do modprobe $module; done
+        "for module in dm-mod dm-multipath dm-service-time dm-round-robin; do modprobe $module; done
          ln -s /usr/bin/udevadm /run/systemd-udevd; mkdir -p /run/udev /etc/multipath
          /run/systemd-udevd --daemon; udevadm trigger; udevadm settle
          printf '%s\\n' 'defaults {' ' find_multipaths no' ' user_friendly_names yes' ' polling_interval 1' \\
@@ -66,7 +66,7 @@ fn linux_multipath_follows_alua_and_goes_on_when_a_path_is_cut() -> Result<()> {
     guest.run("eventually 30 test -b /dev/mapper/mpatha || { cat /run/multipathd.log; exit 1; }")?;
     // The second portal's group is not the best way any more, as an initiator says; the map's groups follow.
     guest.run(
-        "sg_stpg --tp=1,2 --state=o,a /dev/sda; sg_rtpg -d /dev/sdb
+        "sg_stpg --tp=1,2 --state=0,1 /dev/sda; sg_rtpg -d /dev/sdb
          both() { multipathd show maps topology >/run/top; grep -q prio=50 /run/top && grep -q prio=10 /run/top; }
          eventually 30 both || { cat /run/top /run/multipathd.log; exit 1; }",
     )?;
@@ -173,7 +173,6 @@ const SG_TOOLS: &[&str] = &[
     "sg_modes",
     "sg_opcodes",
     "sg_persist",
-    "sg_prevent",
     "sg_readcap",
     "sg_requests",
     "sg_rtpg",
@@ -199,7 +198,7 @@ fn sg3_utils_find_all_of_a_disk() -> Result<()> {
          for page in sv sn di ei mpp bl bdc lbpv tpc; do sg_vpd --page=$page /dev/sda || { echo page $page; exit 1; }; done
          sg_readcap --16 /dev/sda; sg_modes -a /dev/sda >/dev/null; sg_requests /dev/sda
          sg_opcodes /dev/sda | tail -n +4; sg_opcodes --tmf /dev/sda; sg_rtpg -d /dev/sda
-         sg_prevent --prevent=0 /dev/sda; sg_start --start /dev/sda; sg_sync /dev/sda",
+         sg_start --start /dev/sda; sg_sync /dev/sda",
     )?;
     for expected in
         ["PENSTOCK", "Compare and write", "Unmap", "Extended copy", "active/optimized", "Abort task"]
@@ -214,12 +213,12 @@ fn sg3_utils_find_all_of_a_disk() -> Result<()> {
          if sg_compare_and_write --in=/run/both --lba=8 --num=1 --xferlen=1024 /dev/sdb; then exit 1; fi
          sg_write_same --in=/run/a --lba=16 --num=240 --xferlen=512 /dev/sda
          sg_verify --lba=8 --count=248 /dev/sda
-         sg_xcopy if=/dev/sda of=/dev/sdb skip=8 seek=1024 count=248 bs=512 cat=0 2>&1
+         sg_xcopy if=/dev/sg0 of=/dev/sg1 skip=8 seek=1024 count=248 bs=512 cat=0 2>&1
          dd if=/dev/sdb bs=512 skip=1024 count=248 iflag=direct 2>/dev/null >/run/copied
          dd if=/dev/sda bs=512 skip=8 count=1 iflag=direct 2>/dev/null | cmp - /run/a
          [ \"$(tr -d a </run/copied | tr -d '\\0' | wc -c)\" = 0 ]
-         sg_unmap --lba=1024 --num=248 /dev/sda
-         sg_get_lba_status --lba=0 /dev/sda; sg_get_lba_status --brief --lba=1024 /dev/sda",
+         sg_unmap --force --lba=1024 --num=248 /dev/sda
+         sg_get_lba_status --maxlen=200 --lba=0 /dev/sda; sg_get_lba_status --brief --lba=1024 /dev/sda",
     )?;
     ensure!(said.contains("mapped") && said.contains("deallocated"), "allocation is not told:\n{said}");
     // Registrations and a reservation, seen by both paths.

@@ -2,7 +2,7 @@
 # penstockd's vhost-user-blk beside qemu-storage-daemon's, over the same file in memory, in one session: medians of five
 # interleaved rounds of two seconds, in I/Os per second; and what fio gets of that file by io_uring and by plain calls, which
 # is what one core can do without a guest. Device's side on core 0, client on core 1. Needs qemu-storage-daemon (Debian:
-# qemu-system-common), fio and two idle cores; RUN="chrt -f 10" keeps others off them.
+# qemu-utils), fio and two idle cores; RUN="chrt -f 10" keeps others off them.
 #
 #     [RUN=...] [ROUNDS=5] [SECONDS_EACH=2] perf/vhost.sh [DEPTH...]          (default: 1 32 128)
 set -eu

@@ -13,6 +13,9 @@ use crate::lane::Lane;
 /// Ended I/Os that one turn takes from a channel at most.
 const POLL_BUDGET: usize = 128;
 
+/// How long a core may sleep while background work waits for its budget, in nanoseconds.
+const TICK_NS: u64 = 5_000_000;
+
 /// Something that has I/O for disks: the mouth of control flows, or a lane.
 pub trait Port {
     /// The next I/O for a disk.
@@ -152,12 +155,20 @@ impl LaneDriver {
 
 impl Poller for LaneDriver {
     fn poll(&mut self, _cx: &Cx, now: Tick) -> usize {
+        self.lane.tick(now);
         self.lane.turn();
         self.channels.turn(&self.lane, now)
     }
 
     fn rest(&mut self, now: Tick) -> Rest {
         // What waits in the lane without I/O under way was submitted in this turn, by a poller that is awake.
-        if self.lane.is_resting() { self.channels.rest(now) } else { Rest::Never }
+        if !self.lane.is_resting() {
+            return Rest::Never;
+        }
+        match self.channels.rest(now) {
+            Rest::UntilWoken if self.lane.wants_tick() => Rest::Until(now.plus_ns(TICK_NS)),
+            Rest::Until(at) if self.lane.wants_tick() => Rest::Until(at.min(now.plus_ns(TICK_NS))),
+            rest => rest,
+        }
     }
 }

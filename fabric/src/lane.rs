@@ -25,6 +25,7 @@ mod drain;
 mod open;
 mod read;
 pub(crate) mod rescue;
+mod scrub;
 mod space;
 mod table;
 mod tables;
@@ -43,6 +44,7 @@ pub use checkpoint::format;
 pub use commit::WorkError;
 pub use diff::Changed;
 pub use open::{LaneError, OpenReport};
+pub use scrub::{DAMAGED_MAX, ScrubProgress};
 pub use space::{ShardUse, SpaceUse, VersionUse};
 
 use crate::alloc::{Free, RESERVE_BLOCKS, Regions};
@@ -157,6 +159,7 @@ struct Core {
     coder: Option<Box<Coder>>,
     /// Units of background work since the data path last had its turn.
     worked: usize,
+    scrub: scrub::Scrub,
     /// How often each shard was reverted.
     reverts: FixedMap<ShardId, u64>,
     /// Those who hold writes back.

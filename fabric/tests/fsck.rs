@@ -179,3 +179,34 @@ fn a_log_that_is_damaged_in_the_middle_is_cut_there() {
     bench.settle(&mut world).unwrap();
     assert!(check(&mut world, LOOK).findings.is_clean());
 }
+
+/// Everything is read, at the rate and under load; what is rotten is named, and nothing else.
+#[test]
+fn a_scrub_finds_what_is_rotten_at_its_rate_and_can_be_paused() {
+    let (mut world, _, mut bench) = used(70);
+    let rotten = {
+        let state = bench.lane.state();
+        let (id, egroup) = state.egroups.iter().next().unwrap();
+        (*id, usize::from(egroup.disk.0), egroup.first.0 + u64::from(egroup.header_blocks))
+    };
+    world.disks[rotten.1].rot(rotten.2, 99);
+    bench.lane.set_scrub_rate(20_000);
+    let (lane, begin) = (bench.lane.clone(), bench.oracle.now);
+    bench.flow(|lane| Box::pin(async move { lane.scrub().await.map(drop) }));
+    let mut rng = Rng::seeded(70);
+    bench.tolerated.insert(IoStatus::ChecksumError as u8);
+    load(&mut world, &mut bench, &mut rng, 20, 700).unwrap();
+    lane.set_scrub_rate(0);
+    let paused = lane.scrub_progress();
+    load(&mut world, &mut bench, &mut rng, 20, 700).unwrap();
+    let now = lane.scrub_progress();
+    assert!(now.blocks <= paused.blocks + 16 && now.passes == 0, "{now:?}");
+    lane.set_scrub_rate(20_000);
+    bench.quiesce(&mut world).unwrap();
+    let done = lane.scrub_progress();
+    assert_eq!((done.passes, done.done >= done.total), (1, true), "{done:?}");
+    assert!(done.errors >= 1 && done.damaged.iter().all(|(id, _)| *id == rotten.0), "{done:?}");
+    // A turn is a millisecond here.
+    let milliseconds = bench.oracle.now - begin;
+    assert!(done.blocks <= milliseconds * 20 + 2500, "{} blocks in {milliseconds} ms", done.blocks);
+}

@@ -157,6 +157,7 @@ impl Lane {
             zeroes_wanted: 1,
             policies: FixedMap::default(),
             coder: None,
+            scrub: super::scrub::Scrub::default(),
             reverts: FixedMap::default(),
             held: 0,
             space_wanted: 0,

@@ -20,6 +20,7 @@ use penstock_fabric::lane::{self, Lane, LaneDisk, LaneError, LaneOptions, LanePl
 use penstock_fabric::log::LogPlace;
 use penstock_fabric::pool::{self, NewDisk, PoolOptions};
 use penstock_fabric::sim::{Actor, PowerCut, World};
+use penstock_reactor::Tick;
 use penstock_reactor::mem::Buf;
 use penstock_reactor::rng::Rng;
 use uuid::Uuid;
@@ -201,6 +202,7 @@ impl Actor for Bench {
     }
 
     fn turn(&mut self) {
+        self.lane.tick(Tick::from_ns(self.oracle.now * 1_000_000));
         self.lane.turn();
         let mut cx = Context::from_waker(Waker::noop());
         if let Some(background) = self.background.as_mut().filter(|_| !self.paused)

@@ -30,6 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "penstock-security",
             "penstock-reactor",
             "penstock-bdev",
+            "penstock-fabric",
             "penstock-nvmf",
             "penstock-iscsi",
             "penstock-vhost",

@@ -54,6 +54,24 @@ pub(crate) enum Command {
         #[arg(long, short = 'n')]
         count: Option<u64>,
     },
+    /// Look at the disks of a storage pool that no daemon has open, and say what is wrong, what follows and what helps
+    Fsck {
+        /// All disks of the pool: files or block devices
+        #[arg(required = true)]
+        disks: Vec<PathBuf>,
+        /// Read all data too and compare checksums
+        #[arg(long)]
+        data: bool,
+        /// Mend what loses nothing: copies of superblocks, a damaged checkpoint, counts
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Make a storage pool openable again whose metadata is lost, from what is on its disks (copy the disks first)
+    Rescue {
+        /// All disks of the pool: files or block devices
+        #[arg(required = true)]
+        disks: Vec<PathBuf>,
+    },
     /// The last records of the daemon's log
     Log,
     /// Drain and end the daemon

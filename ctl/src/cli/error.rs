@@ -50,6 +50,19 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    /// The disks of a pool cannot be looked at.
+    #[error("the pool cannot be looked at")]
+    Pool(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Something is wrong with a pool.
+    #[error(
+        "{count} findings, {damage} of them damage; see above what helps (--repair mends what is called repairable)"
+    )]
+    Unclean {
+        /// How many.
+        count: u64,
+        /// How many of them are damage.
+        damage: u64,
+    },
     /// The output went away.
     #[error("cannot write the output")]
     Output(#[source] io::Error),

@@ -1,8 +1,10 @@
-//! `penstock`: the tool for people. Everything it does goes over the control socket.
+//! `penstock`: the tool for people. Everything it does goes over the control socket, but for what it does to
+//! disks that no daemon has open.
 
 pub mod args;
 pub mod bdev;
 pub mod client;
+pub mod fsck;
 pub mod iscsi;
 pub mod node;
 pub mod nvme;
@@ -23,6 +25,7 @@ pub use error::CliError;
 use crate::cli::args::{Args, Command, ConfigCommand, Docs};
 use crate::cli::client::Client;
 use crate::rpc::method;
+use penstock_fabric::fsck::CheckOptions;
 
 /// Where the tool writes, and how.
 pub(crate) struct Out<'a> {
@@ -87,6 +90,8 @@ pub fn run(args: Args, writer: &mut dyn Write) -> Result<(), CliError> {
         Command::Config(command) => config(&mut connect()?, &mut out, command),
         Command::Status => node::status(&mut connect()?, &mut out),
         Command::Reactor(command) => node::reactor(&mut connect()?, &mut out, command),
+        Command::Fsck { disks, data, repair } => fsck::check(&mut out, &disks, CheckOptions { data, repair }),
+        Command::Rescue { disks } => fsck::rescue(&mut out, &disks),
         Command::Log => node::log(&mut connect()?, &mut out),
         Command::Shutdown => node::shutdown(&mut connect()?, &mut out),
         Command::Bdev(command) => bdev::run(&mut connect()?, &mut out, command),

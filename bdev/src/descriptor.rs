@@ -73,4 +73,12 @@ impl Descriptor {
         let inner = self.0.bdev.open_channel(cx)?;
         Ok(BdevChannel::new(self.clone(), inner, cx))
     }
+
+    /// As [`Self::channel`], whose I/O is not counted in the bdev's statistics: for looking what is on it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn uncounted_channel(&self, cx: &Cx) -> Result<BdevChannel, BdevError> {
+        self.channel(cx).map(BdevChannel::uncounted)
+    }
 }

@@ -29,6 +29,8 @@ pub mod id;
 pub mod lane;
 pub mod log;
 pub mod map;
+pub mod node;
 pub mod pool;
 pub mod sim;
 pub mod state;
+pub mod vdisk;

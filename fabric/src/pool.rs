@@ -129,6 +129,31 @@ pub async fn create(
     disks: &[NewDisk],
     options: &PoolOptions,
 ) -> Result<Vec<Superblock>, PoolError> {
+    let made = plan(pool, disks, options)?;
+    for (disk, superblock) in disks.iter().zip(&made) {
+        write_superblock(flow, disk.at, superblock).await?;
+    }
+    Ok(made)
+}
+
+/// Makes a disk no disk of any pool.
+///
+/// # Errors
+/// What the disk says.
+pub async fn wipe(flow: &Flow, at: DiskNo, layout: &Layout) -> Result<(), PoolError> {
+    for copy in layout.copies() {
+        let mut buf = buffer(BLOCK_BYTES).await;
+        buf.fill(0);
+        flow.write(at, copy, buf).await?;
+    }
+    Ok(flow.flush(at).await?)
+}
+
+/// The superblocks of a new pool, in the order of the disks. Nothing is written.
+///
+/// # Errors
+/// [`PoolError`].
+pub fn plan(pool: Uuid, disks: &[NewDisk], options: &PoolOptions) -> Result<Vec<Superblock>, PoolError> {
     if disks.is_empty() || disks.len() > DISKS_MAX {
         return Err(PoolError::Disks { count: disks.len() });
     }
@@ -157,9 +182,6 @@ pub async fn create(
             disks: uuids.clone(),
             lane_homes: lane_homes.clone(),
         });
-    }
-    for (disk, superblock) in disks.iter().zip(&made) {
-        write_superblock(flow, disk.at, superblock).await?;
     }
     Ok(made)
 }

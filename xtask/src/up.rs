@@ -1,6 +1,6 @@
 //! `cargo xtask up`: a node on this machine that needs no root, no hugepages, no kernel module and no spare disk.
 //!
-//! The vdisk is a sparse file; the file, the daemon's state and its control socket lie in one directory, which may be
+//! The vdisk is in a pool on a sparse file; the file, the daemon's state and its control socket lie in one directory, which may be
 //! moved: the daemon runs in it and names are relative. What was written is there after the next `up`.
 
 mod iscsi;
@@ -24,8 +24,17 @@ use crate::run;
 
 const SOCKET: &str = "penstock.sock";
 const STATE: &str = "state.json";
-const IMAGE: &str = "vdisk0.img";
+/// The pool's only disk, a sparse file.
+const IMAGE: &str = "pool0.img";
+const DISK: &str = "disk0";
+const POOL: &str = "pool0";
 const BDEV: &str = "vdisk0";
+/// Before there were pools the vdisk itself was this file.
+const OLD_IMAGE: &str = "vdisk0.img";
+/// The pool's file is so many times as long as the vdisk is at first: room for maps, garbage and snapshots.
+const POOL_FACTOR: u64 = 4;
+/// The pool's file is at least so long, in MiB.
+const POOL_MIB_MIN: u64 = 4096;
 const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
 /// Between two looks whether the daemon is there, or has ended.
 const LOOK_PERIOD: Duration = Duration::from_millis(50);
@@ -102,6 +111,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         .with_context(|| format!("cannot make the directory {}", args.dir.display()))?;
     let dir = args.dir.canonicalize().with_context(|| format!("cannot use {}", args.dir.display()))?;
     check_free(args, &dir, metrics)?;
+    check_layout(&dir)?;
     let programs = build(args.debug)?;
     adopt_addresses(&dir, &args.nqn, args.address(), args.iscsi_address())?;
     println!("starting the node in {}", dir.display());
@@ -148,6 +158,19 @@ fn check_free(args: &Args, dir: &Path, metrics: Option<SocketAddr>) -> Result<()
             }
         }
     }
+    Ok(())
+}
+
+/// Refuses a directory whose vdisk is a plain file.
+fn check_layout(dir: &Path) -> Result<()> {
+    let old = dir.join(OLD_IMAGE);
+    ensure!(
+        !old.exists() || dir.join(IMAGE).exists(),
+        "{} was made by an older version, which kept {BDEV} as the plain file {}. It is left as it is: that file is a raw image of the \
+         disk. Start with another --dir, or move it away",
+        dir.display(),
+        old.display()
+    );
     Ok(())
 }
 
@@ -277,8 +300,8 @@ fn set_up(args: &Args, size: Option<u64>, client: &Client) -> Result<()> {
         None => {
             let mib = size.unwrap_or(4 << 30) >> 20;
             println!("making {BDEV}: {mib} MiB, thin");
-            let params = json!({"name": BDEV, "filename": IMAGE, "block_size": 512, "create_size_mib": mib});
-            client.call("bdev_uring_create", &params)?;
+            make_pool(bdevs.as_array(), mib, client)?;
+            client.call("vdisk_create", &json!({"name": BDEV, "pool": POOL, "bytes": mib << 20}))?;
         }
     }
     let transports = client.call("nvmf_get_transports", &json!({}))?;
@@ -304,6 +327,21 @@ fn set_up(args: &Args, size: Option<u64>, client: &Client) -> Result<()> {
     iscsi::set_up(client, &args.iqn, args.iscsi_address())
 }
 
+/// Makes the disk and the pool on it, as far as an earlier start did not come to it.
+fn make_pool(bdevs: Option<&Vec<Value>>, mib: u64, client: &Client) -> Result<()> {
+    if !bdevs.into_iter().flatten().any(|bdev| bdev["name"] == DISK) {
+        let mib = mib.saturating_mul(POOL_FACTOR).max(POOL_MIB_MIN);
+        let params = json!({"name": DISK, "filename": IMAGE, "block_size": 512, "create_size_mib": mib});
+        client.call("bdev_uring_create", &params)?;
+    }
+    client.call("bdev_wait_for_examine", &json!({}))?;
+    let pools = client.call("pool_list", &json!({}))?;
+    if !pools.as_array().into_iter().flatten().any(|pool| pool["name"] == POOL) {
+        client.call("pool_create", &json!({"name": POOL, "bdevs": [DISK], "lanes": 4}))?;
+    }
+    Ok(())
+}
+
 fn grow(bdev: &Value, size: Option<u64>, client: &Client) -> Result<()> {
     let number = |member: &str| bdev[member].as_u64().unwrap_or(0);
     let now = number("num_blocks") * number("block_size");
@@ -315,7 +353,7 @@ fn grow(bdev: &Value, size: Option<u64>, client: &Client) -> Result<()> {
             now >> 20,
             size >> 20
         ),
-        Some(size) => client.call("penstock_bdev_resize", &json!({"name": BDEV, "bytes": size})).map(drop),
+        Some(size) => client.call("vdisk_resize", &json!({"name": BDEV, "bytes": size})).map(drop),
     }
 }
 

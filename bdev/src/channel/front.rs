@@ -82,6 +82,12 @@ impl BdevChannel {
         }
     }
 
+    /// The channel, with statistics of its own that nobody reads.
+    pub(crate) fn uncounted(mut self) -> Self {
+        self.stats = Arc::default();
+        self
+    }
+
     /// Takes `io`. Whatever is wrong with it is said by its status, out of [`Self::poll`].
     ///
     /// # Errors

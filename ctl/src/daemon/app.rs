@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use penstock_bdev::reservation::{NoStore, ReservationBook, SharedStore};
 use penstock_bdev::{Registry, Subscription};
+use penstock_fabric::node::Fabric;
 use penstock_iscsi::target::Target as IscsiTarget;
 use penstock_nvme::NvmeControllers;
 use penstock_nvme::tcp::TcpControllers;
@@ -60,6 +61,8 @@ pub struct App {
     pub log: Log,
     /// All bdevs.
     pub registry: Registry,
+    /// Pools and vdisks.
+    pub fabric: Fabric,
     /// NVMe controllers driven from user space.
     pub nvme: NvmeControllers,
     /// Remote NVMe controllers.
@@ -113,9 +116,14 @@ impl App {
         let iscsi = IscsiTarget::new(parts.reactors.clone(), registry.clone(), reservations.clone());
         let vhost =
             Vhost::new(parts.reactors.clone(), registry.clone(), reservations.clone(), parts.vhost_dir);
+        let fabric =
+            Fabric::new(parts.reactors.clone(), registry.clone(), crate::daemon::events::unix_seconds);
+        let recorder = Rc::clone(&notes);
+        fabric.set_listener(move |event| recorder.record_pool(event));
         let nvme = NvmeControllers::new(parts.reactors.clone(), parts.clock.clone(), registry.clone());
         let remote = TcpControllers::new(parts.reactors.clone(), parts.clock.clone(), registry.clone());
         Rc::new(Self {
+            fabric,
             nvme,
             remote,
             target,
@@ -216,6 +224,8 @@ impl App {
             }
             let params = params.clone().unwrap_or_else(|| Value::Object(serde_json::Map::new()));
             method.call(Rc::clone(self), params).await.map_err(refused)?;
+            // A disk may have brought a pool, and that the vdisks which later calls name.
+            self.fabric.examined().await;
         }
         Ok(())
     }

@@ -67,6 +67,8 @@ async fn live(args: Args) -> Result<(), DaemonError> {
     tokio::task::spawn_local(app.iscsi.clone().serve_owners());
     tokio::task::spawn_local(app.nvme.look_after());
     tokio::task::spawn_local(app.remote.look_after());
+    tokio::task::spawn_local(app.fabric.clone().examine());
+    tokio::task::spawn_local(app.fabric.clone().look_after());
     tokio::task::spawn_local(app.target.look_after_reservations());
     tokio::task::spawn_local(look_after_memory());
     tokio::task::spawn_local(signals.watch(Rc::clone(&app)));
@@ -220,6 +222,8 @@ async fn drain(app: &Rc<App>) {
         tracing::warn!(error, "initiators were cut off");
     }
     app.vhost.drain().await;
+    // Filters on vdisks first, as they are in the way.
+    app.fabric.shut_down().await;
     let bdevs = app.registry.list();
     for bdev in bdevs.iter().rev() {
         let name = bdev.shared().name();

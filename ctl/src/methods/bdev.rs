@@ -39,12 +39,13 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
         .add(
             "bdev_wait_for_examine",
             Kind::Read,
-            "Answers true when every bdev has been examined: at once, as none is examined for others on it.",
+            "Answers true when every bdev has been examined for being a disk of a pool.",
             wait_for_examine,
         );
 }
 
-async fn wait_for_examine(_app: Rc<App>, _params: Nothing) -> Result<Value, RpcError> {
+async fn wait_for_examine(app: Rc<App>, _params: Nothing) -> Result<Value, RpcError> {
+    app.fabric.examined().await;
     Ok(Value::Bool(true))
 }
 

@@ -7,6 +7,7 @@ use penstock_bdev::null::{Null, NullOptions};
 use penstock_bdev::qos::{self, QosOptions};
 use penstock_bdev::rpc::{self, NameOptions, ResizeOptions};
 use penstock_bdev::uring::{Uring, UringOptions};
+use penstock_fabric::vdisk::Vdisk;
 use serde_json::{Value, json};
 
 use crate::daemon::App;
@@ -273,7 +274,13 @@ pub(crate) async fn delete(
 }
 
 async fn delete_any(app: Rc<App>, params: DeleteAny) -> Result<Value, RpcError> {
-    let uuid = app.registry.find(&params.name)?.shared().uuid();
+    let bdev = app.registry.find(&params.name)?;
+    let (uuid, product) = (bdev.shared().uuid(), bdev.shared().product());
+    drop(bdev);
+    if matches!(product, Vdisk::PRODUCT | Vdisk::SNAPSHOT_PRODUCT) {
+        let message = format!("{} is a {product}; use vdisk_delete or vdisk_snapshot_hide", params.name);
+        return Err(RpcError::invalid_params(message));
+    }
     app.registry.remove(&params.name).await?;
     app.baselines.borrow_mut().forget(uuid);
     app.histograms.borrow_mut().remove(&uuid);

@@ -14,8 +14,10 @@ pub mod nvme;
 pub mod nvmf;
 pub mod nvmf_discovery;
 pub mod nvmf_path;
+pub mod pool;
 pub mod reactor;
 pub mod trace;
+pub mod vdisk;
 pub mod vhost;
 
 use std::rc::Rc;
@@ -38,6 +40,8 @@ pub fn table() -> Table<Rc<App>> {
     create::add(&mut table);
     filter::add(&mut table);
     nvme::add(&mut table);
+    pool::add(&mut table);
+    vdisk::add(&mut table);
     keyring::add(&mut table);
     nvmf::add(&mut table);
     nvmf_discovery::add(&mut table);

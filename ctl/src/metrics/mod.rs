@@ -2,4 +2,5 @@
 
 pub mod http;
 mod nvme;
+mod pool;
 pub mod text;

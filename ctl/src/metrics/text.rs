@@ -75,6 +75,7 @@ pub async fn render(app: &Rc<App>) -> Result<String, std::fmt::Error> {
     families.extend(memory());
     families.extend(bdevs(app));
     families.extend(super::nvme::controllers(app));
+    families.extend(super::pool::pools(app).await);
     // A reactor that does not answer is no reason to say nothing of the rest.
     if let Ok(stats) = app.target.get_stats().await {
         families.extend(target(&stats));

@@ -1,8 +1,11 @@
 //! What those above a lane ask of it beside I/O: notes, room for a cut.
 
-use super::{Lane, WorkError};
+use super::table::ZeroRange;
+use super::{Core, Lane, WorkError};
 use crate::format::checkpoint::{MetaKind, MetaOp, NOTE_BYTES_MAX};
-use crate::id::Lsn;
+use crate::format::log::RecordKind;
+use crate::id::{Lsn, ShardId, VBlock};
+use crate::log::{AppendError, Record};
 
 impl Lane {
     /// Puts notes in place (or, where the text is `None`, removes them), all of them at once; returns when they are durable.
@@ -45,6 +48,18 @@ impl Lane {
         .await
     }
 
+    /// Zeroes blocks of a shard, as many as there are; returns when that is durable.
+    ///
+    /// # Errors
+    /// [`WorkError::NoSpace`] when even the reserve of the log is used up; [`WorkError::Failed`].
+    pub async fn zero_shard(&self, shard: ShardId, first: u64, blocks: u64) -> Result<(), WorkError> {
+        if blocks == 0 {
+            return Ok(());
+        }
+        let lsn = self.wait(|core| core.try_zero(shard, VBlock(first), blocks)).await?;
+        self.durable(lsn).await
+    }
+
     /// Waits until all that was submitted before is in the maps.
     ///
     /// # Errors
@@ -68,5 +83,35 @@ impl Lane {
             None
         })
         .await
+    }
+}
+
+impl Core {
+    /// Appends a record that zeroes a range. `None`: there is no room just now.
+    fn try_zero(&mut self, shard: ShardId, block: VBlock, blocks: u64) -> Option<Result<Lsn, WorkError>> {
+        if !self.state.shards.contains_key(&shard) {
+            return Some(Err(WorkError::Shard { shard, problem: "it does not exist" }));
+        }
+        if !self.tables.active.has_room_for_range() {
+            self.freeze();
+        }
+        if !self.tables.active.has_room_for_range() {
+            return self.full.then_some(Err(WorkError::NoSpace));
+        }
+        let shard_lsn = self.shard_lsns.get(&shard).map_or(1, |last| last + 1);
+        let record = Record { kind: RecordKind::Zero, flags: 0, shard, block, blocks, shard_lsn, epoch: 1 };
+        match self.log.append(&record, 0, |_| {}) {
+            Ok(lsn) => {
+                self.shard_lsns.insert(shard, shard_lsn);
+                let end = block.0.saturating_add(blocks);
+                self.tables.active.put_range(ZeroRange { shard, first: block.0, end, lsn });
+                self.zeroed_blocks = self.zeroed_blocks.saturating_add(blocks);
+                self.wake();
+                Some(Ok(lsn))
+            }
+            Err(AppendError::Failed(status)) => Some(Err(WorkError::Failed(status))),
+            Err(AppendError::Full) if self.full => Some(Err(WorkError::NoSpace)),
+            Err(AppendError::Full | AppendError::Busy) => None,
+        }
     }
 }

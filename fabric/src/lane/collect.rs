@@ -224,7 +224,7 @@ impl super::Core {
     fn is_urgent(&self) -> bool {
         let (used, all) = self.log.segments_used();
         // Half of the log is for what comes while the other half is drained; nothing helps before the drain has room.
-        let long = used * 2 > all && self.log.oldest() < self.log.durable_end().segment;
+        let long = used * 2 >= all && self.log.oldest() < self.log.durable_end().segment;
         long || self.want_settle
     }
 

@@ -244,6 +244,8 @@ impl Lane {
                 (None, _) => Some(Err(WorkError::Shard { shard, problem: "there is no such snapshot" })),
                 (Some(snapshot), _) if snapshot.root.is_some() => Some(Ok(())),
                 (_, Some(status)) => Some(Err(WorkError::Failed(status))),
+                // It would be waited for until somebody frees space.
+                (Some(_), None) if core.full => Some(Err(WorkError::NoSpace)),
                 (Some(_), None) => None,
             }
         })

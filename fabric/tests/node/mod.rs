@@ -67,6 +67,8 @@ impl Node {
             if let Poll::Ready(done) = future.as_mut().poll(&mut context) {
                 return done;
             }
+            // As a daemon's control thread: reactors wait for buffers and never map memory themselves.
+            penstock_reactor::mem::maintain().unwrap();
             std::thread::park_timeout(std::time::Duration::from_millis(20));
         }
     }

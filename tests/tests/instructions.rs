@@ -20,6 +20,8 @@ fn count(case: &str, ios: u64) -> Result<u64> {
     command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
     if case.starts_with("nvme-tcp/") {
         command.args(["--zero-before=penstock_instructions::drive*", "--toggle-collect=*GroupPoller*poll*"]);
+    } else if case.starts_with("nvme/") {
+        command.arg("--toggle-collect=*nvme::Driver*");
     } else {
         command.arg("--toggle-collect=penstock_instructions::drive*");
     }

@@ -56,6 +56,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "penstock-spec",
             "penstock-reactor",
             "penstock-bdev",
+            "penstock-nvme",
             "penstock-nvme-tcp",
             "penstock-nvmf",
             "penstock-perf",

@@ -8,9 +8,10 @@
 //! ```
 //!
 //! The end-to-end tests do that for every case and hold the result against `limits.toml`. For NVMe/TCP the initiator runs in
-//! the same thread; `--toggle-collect` counts the target alone. What the kernel executes is not counted.
+//! the same thread, for the PCIe driver the model of a controller; `--toggle-collect` counts our side alone. What the kernel executes is not counted.
 
 mod bdevs;
+mod nvme;
 mod nvme_tcp;
 
 use anyhow::{Context as _, ensure};
@@ -28,7 +29,8 @@ const BLOCK_BYTES: u32 = 4096;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// LAYER/BDEV/OPERATION/QUEUE-DEPTH: layer `bdev` or `nvme-tcp`, bdev `null` or `malloc`, operation `read` or `write`.
+    /// LAYER/BDEV/OPERATION/QUEUE-DEPTH: layer `bdev` or `nvme-tcp` with bdev `null` or `malloc`, or layer `nvme` with `model`;
+    /// operation `read` or `write`.
     case: String,
     /// 4 KiB each.
     ios: u64,
@@ -57,6 +59,9 @@ fn main() -> anyhow::Result<()> {
     };
     let load = Load { op, queue_depth: queue_depth.parse().context("the queue depth")?, ios: args.ios };
     ensure!((1..=1024).contains(&load.queue_depth), "a queue depth is 1 to 1024");
+    if layer == "nvme" {
+        return nvme::run(bdev, load);
+    }
     let bdev = bdevs::open(bdev)?;
     let (clock, hand) = Clock::simulated();
     let config = ReactorConfig { id: ReactorId(0), core: None, mode: PollMode::Busy, clock, seed: 1 };
@@ -64,7 +69,7 @@ fn main() -> anyhow::Result<()> {
     match layer {
         "bdev" => bdevs::run(&mut reactor, bdev, load),
         "nvme-tcp" => nvme_tcp::run(&mut reactor, &hand, bdev, load, args.idle_connections),
-        _ => anyhow::bail!("unknown layer {layer}: it is bdev or nvme-tcp"),
+        _ => anyhow::bail!("unknown layer {layer}: it is bdev, nvme or nvme-tcp"),
     }
 }
 

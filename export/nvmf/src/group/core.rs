@@ -483,6 +483,10 @@ impl Sink for Core {
         }
     }
 
+    fn shortened(&mut self, bytes: u32) {
+        self.buffer_bytes = self.buffer_bytes.saturating_sub(bytes.into());
+    }
+
     #[inline]
     fn execute(&mut self, link: &Link, id: ReqId, req: &mut Req) -> Exec {
         // Its data may have come after its path was closed.

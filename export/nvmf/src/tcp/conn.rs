@@ -79,6 +79,9 @@ pub(crate) trait Sink {
     /// Takes an I/O back; its buffers are dropped.
     fn recycle(&mut self, io: Box<Io>);
 
+    /// A buffer was made shorter by so many bytes, which will not come back with its I/O.
+    fn shortened(&mut self, bytes: u32);
+
     /// The transport's settings.
     fn params(&self) -> &TcpParams;
 
@@ -601,7 +604,9 @@ impl<L> Conn<L> {
         }
         req.r2t = false;
         if req.unused > 0 {
-            self.held = self.held.saturating_sub(req.drop_unused().into());
+            let dropped = req.drop_unused();
+            self.held = self.held.saturating_sub(dropped.into());
+            sink.shortened(dropped);
         }
         let Some(req) = self.slab.get_mut(slot) else { return };
         if req.bad_digest {

@@ -80,6 +80,10 @@ impl Sink for Behind {
         self.held_bytes -= len;
     }
 
+    fn shortened(&mut self, bytes: u32) {
+        self.held_bytes -= u64::from(bytes);
+    }
+
     fn params(&self) -> &TcpParams {
         &self.params
     }

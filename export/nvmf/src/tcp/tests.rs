@@ -88,6 +88,8 @@ impl Sink for Store {
         self.held -= io.data.segments();
     }
 
+    fn shortened(&mut self, _bytes: u32) {}
+
     fn params(&self) -> &TcpParams {
         &self.params
     }

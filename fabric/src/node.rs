@@ -159,12 +159,11 @@ impl Fabric {
     }
 
     /// Counts what limited containers have mapped, and looks how full pools are, for ever: a task of the control thread.
-    pub async fn look_after(self) {
+    /// `pause` sleeps so long, and not on a reactor: that would keep it from its rest.
+    pub async fn look_after<Sleep: Future<Output = ()>>(self, pause: impl Fn(Duration) -> Sleep) {
         let mut looks = 0;
         loop {
-            if self.pause(COUNT_PERIOD).await.is_err() {
-                return;
-            }
+            pause(COUNT_PERIOD).await;
             let pools: Vec<Rc<Pool>> = self.0.pools.borrow().values().cloned().collect();
             looks = (looks + 1) % USAGE_LOOKS;
             for pool in pools {
@@ -183,11 +182,6 @@ impl Fabric {
         for pool in pools {
             self.close_pool(&pool).await;
         }
-    }
-
-    async fn pause(&self, duration: Duration) -> Result<(), FabricError> {
-        let Some(reactor) = self.0.mesh.reactors().first() else { return Ok(()) };
-        Ok(reactor.call_async(move |cx| async move { cx.sleep(duration).await }).await?)
     }
 
     fn wake(&self) {

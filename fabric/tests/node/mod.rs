@@ -53,7 +53,12 @@ impl Node {
         let fabric = Fabric::new(reactors.clone(), registry.clone(), || 7);
         let background: Background = Rc::default();
         background.borrow_mut().push(Box::pin(fabric.clone().examine()));
-        background.borrow_mut().push(Box::pin(fabric.clone().look_after()));
+        let timer = reactors[0].clone();
+        let pause = move |duration| {
+            let slept = timer.call_async(move |cx| async move { cx.sleep(duration).await });
+            async move { drop(slept.await) }
+        };
+        background.borrow_mut().push(Box::pin(fabric.clone().look_after(pause)));
         background.borrow_mut().push(Box::pin(registry.look_after_removals()));
         Self { started, reactors, registry, fabric, background }
     }

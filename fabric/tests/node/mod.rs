@@ -55,8 +55,8 @@ impl Node {
         background.borrow_mut().push(Box::pin(fabric.clone().examine()));
         let timer = reactors[0].clone();
         let pause = move |duration| {
-            let slept = timer.call_async(move |cx| async move { cx.sleep(duration).await });
-            async move { drop(slept.await) }
+            let timer = timer.clone();
+            async move { drop(timer.call_async(move |cx| async move { cx.sleep(duration).await }).await) }
         };
         background.borrow_mut().push(Box::pin(fabric.clone().look_after(pause)));
         background.borrow_mut().push(Box::pin(registry.look_after_removals()));

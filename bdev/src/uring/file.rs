@@ -312,10 +312,14 @@ impl Disk {
     }
 }
 
-/// Whether a file lies in memory alone (tmpfs, ramfs), or would, if it is not there yet.
+/// Whether a file lies in memory alone (tmpfs, ramfs), or would, if it is not there yet. A device's node does not: that
+/// devtmpfs is a tmpfs says nothing of the device.
 pub(super) fn is_in_memory(path: &Path) -> bool {
     /// `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h.
     const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return false;
+    }
     let found = rustix::fs::statfs(path).or_else(|_| {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         rustix::fs::statfs(parent.unwrap_or_else(|| Path::new(".")))

@@ -400,3 +400,9 @@ fn a_large_range_in_memory_is_made_zero_piece_by_piece_and_ends_once() {
     assert_eq!(tags, [(0, IoStatus::Success), (1, IoStatus::Success), (2, IoStatus::Success)]);
     assert!(done.pop().unwrap().data.iter().all(|buf| buf.iter().all(|byte| *byte == 0)));
 }
+
+/// The node of a device is on devtmpfs, which the kernel calls a tmpfs: devices were taken for files in memory.
+#[test]
+fn a_device_is_not_taken_for_a_file_in_memory() {
+    assert!(!super::file::is_in_memory(std::path::Path::new("/dev/null")));
+}

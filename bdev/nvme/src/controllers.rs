@@ -5,7 +5,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -20,6 +19,7 @@ use crate::controller::{
     AttachError, Controller, ControllerConfig, ControllerEvent, ControllerState, OnEvent, attach,
 };
 use crate::device::Device;
+use crate::event::{self, Work};
 use crate::options::NvmeOptions;
 use crate::pci::{BadAddress, PciAddress};
 use crate::vfio::{IommuMode, VfioDevice, VfioError};
@@ -102,9 +102,6 @@ pub struct PcieAttach {
     /// How the device reaches memory.
     pub iommu: IommuMode,
 }
-
-/// Something that goes on beside everything else.
-type Work = std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
 struct Entry {
     controller: Arc<Controller>,
@@ -292,17 +289,8 @@ impl NvmeControllers {
         let events = self.0.events.borrow_mut().take();
         let this = self.clone();
         async move {
-            let Some(mut events) = events else { return };
-            let mut works: Vec<Work> = Vec::new();
-            loop {
-                let mut event = std::pin::pin!(events.recv());
-                let (name, event) = poll_fn(|cx| {
-                    works.retain_mut(|work| work.as_mut().poll(cx).is_pending());
-                    event.as_mut().poll(cx).map(Result::ok)
-                })
-                .await
-                .unwrap_or_else(|| unreachable!("`this` has a sender"));
-                works.extend(this.take_event(&name, event));
+            if let Some(events) = events {
+                event::take_all(events, |(name, event)| this.take_event(&name, event)).await;
             }
         }
     }

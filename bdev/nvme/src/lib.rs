@@ -19,6 +19,7 @@ pub mod controllers;
 pub mod data;
 pub mod device;
 pub mod dma;
+mod event;
 #[expect(
     clippy::indexing_slicing,
     reason = "a model for tests: what does not fit in it is a mistake in the test"

@@ -7,7 +7,6 @@ mod bdevs;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,15 +29,13 @@ use super::route::{MultipathOptions, PATHS_MAX};
 use super::seat::{NewPath, SeatRules};
 use super::thread::{self, PathConfig, PathEvent};
 use super::{hub, report};
+use crate::event::{self, Work};
 use crate::options::NvmeOptions;
 
 /// Remote subsystems of one node at most.
 pub const PATH_DISKS_MAX: usize = 256;
 /// Queues that are asked for where nothing is said.
 const IO_QUEUES: u16 = 1;
-
-/// Something that goes on beside everything else.
-type Work = std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
 /// A path, as the control thread holds it.
 struct Path {
@@ -292,17 +289,8 @@ impl TcpControllers {
         let events = self.0.events.borrow_mut().take();
         let this = self.clone();
         async move {
-            let Some(mut events) = events else { return };
-            let mut works: Vec<Work> = Vec::new();
-            loop {
-                let mut event = std::pin::pin!(events.recv());
-                let (name, number, event) = poll_fn(|cx| {
-                    works.retain_mut(|work| work.as_mut().poll(cx).is_pending());
-                    event.as_mut().poll(cx).map(Result::ok)
-                })
-                .await
-                .unwrap_or_else(|| unreachable!("`this` has a sender"));
-                works.extend(this.take_event(&name, number, event));
+            if let Some(events) = events {
+                event::take_all(events, |(name, number, event)| this.take_event(&name, number, event)).await;
             }
         }
     }

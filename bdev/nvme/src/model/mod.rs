@@ -4,6 +4,7 @@
 //! only notes, [`Model::step`] works. Tests of the driver drive both in virtual time; benches count the driver alone.
 
 mod admin;
+mod drive;
 mod nvm;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -14,6 +15,8 @@ use penstock_spec::nvme::{Cqe, Sqe, Status};
 use penstock_spec::nvmf::property::{Cap, Cc, Csts, Vs};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
+
+pub use drive::ModelTime;
 
 use crate::dma::PeerMemory;
 use crate::register::{GONE, Registers, offset};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use serde::Serialize;
 
 /// Controls the daemon of a Penstock node.
 #[derive(Debug, Parser)]
@@ -266,20 +267,25 @@ pub(crate) enum CreateCommand {
 }
 
 /// Which latency of a delay bdev.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, ValueEnum, Serialize)]
 pub(crate) enum Latency {
     /// Of most reads
+    #[serde(rename = "avg_read")]
     Read,
     /// Of one read in a hundred
+    #[serde(rename = "p99_read")]
     ReadP99,
     /// Of most writes
+    #[serde(rename = "avg_write")]
     Write,
     /// Of one write in a hundred
+    #[serde(rename = "p99_write")]
     WriteP99,
 }
 
 /// Which I/Os an error bdev lets go wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum InjectIo {
     /// None any more
     Clear,
@@ -300,7 +306,8 @@ pub(crate) enum InjectIo {
 }
 
 /// How they go wrong.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum InjectError {
     /// They fail
     Failure,

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::cli::args::{BdevCommand, CreateCommand, InjectError, InjectIo, Latency};
+use crate::cli::args::{BdevCommand, CreateCommand, InjectError, InjectIo};
 use crate::cli::client::Client;
 use crate::cli::table::{Table, bytes, elements, number_of, text_of, time_ns};
 use crate::cli::{CliError, Out};
@@ -45,12 +45,12 @@ pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: BdevCommand) 
             out.line("done")
         }
         BdevCommand::Latency { name, which, us } => {
-            let params = json!({"delay_bdev_name": name, "latency_type": latency(which), "latency_us": us});
+            let params = json!({"delay_bdev_name": name, "latency_type": which, "latency_us": us});
             client.call("bdev_delay_update_latency", params)?;
             out.line("done")
         }
         BdevCommand::Inject { name, io, error, num, lba, blocks, per_mille, xor } => {
-            let params = json!({"name": name, "io_type": io_type(io), "error_type": error_of(io, error)?, "num": num,
+            let params = json!({"name": name, "io_type": io, "error_type": error_of(io, error)?, "num": num,
                 "lba": lba, "num_blocks": blocks, "rate_per_mille": per_mille, "corrupt_value": xor});
             client.call("bdev_error_inject_error", params)?;
             out.line("done")
@@ -67,48 +67,17 @@ fn size_of(text: &str) -> Result<usize, CliError> {
     options::size("SIZE", text).map_err(|error| CliError::Usage(error.to_string()))
 }
 
-fn latency(which: Latency) -> &'static str {
-    match which {
-        Latency::Read => "avg_read",
-        Latency::ReadP99 => "p99_read",
-        Latency::Write => "avg_write",
-        Latency::WriteP99 => "p99_write",
-    }
-}
-
 /// What happens to I/Os; the method wants a word with clear too.
-fn error_of(io: InjectIo, error: Option<InjectError>) -> Result<&'static str, CliError> {
+fn error_of(io: InjectIo, error: Option<InjectError>) -> Result<InjectError, CliError> {
     match (io, error) {
-        (InjectIo::Clear, None) => Ok("failure"),
+        (InjectIo::Clear, None) => Ok(InjectError::Failure),
         (InjectIo::Clear, Some(_)) => {
             Err(CliError::Usage("clear takes all rules away; no kind of error goes with it".into()))
         }
-        (_, Some(error)) => Ok(error_type(error)),
+        (_, Some(error)) => Ok(error),
         (_, None) => {
             Err(CliError::Usage("say what is to happen: failure, pending, corrupt-data or nomem".into()))
         }
-    }
-}
-
-fn io_type(io: InjectIo) -> &'static str {
-    match io {
-        InjectIo::Clear => "clear",
-        InjectIo::All => "all",
-        InjectIo::Read => "read",
-        InjectIo::Write => "write",
-        InjectIo::Unmap => "unmap",
-        InjectIo::Flush => "flush",
-        InjectIo::WriteZeroes => "write_zeroes",
-        InjectIo::Compare => "compare",
-    }
-}
-
-fn error_type(error: InjectError) -> &'static str {
-    match error {
-        InjectError::Failure => "failure",
-        InjectError::Pending => "pending",
-        InjectError::CorruptData => "corrupt_data",
-        InjectError::Nomem => "nomem",
     }
 }
 

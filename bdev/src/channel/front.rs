@@ -246,9 +246,10 @@ impl BdevChannel {
             return true;
         }
         let short = caps.io_blocks_max == 0 || io.blocks <= caps.io_blocks_max;
-        let boundary = self.boundary_blocks(io.op);
         // The boundary is a power of two.
-        short && (boundary == 0 || (io.lba.0 & (boundary - 1)) + u64::from(io.blocks) <= boundary)
+        let boundary = u64::from(caps.boundary_blocks);
+        let inside = boundary == 0 || (io.lba.0 & (boundary - 1)) + u64::from(io.blocks) <= boundary;
+        short && (inside || self.boundary_blocks(io.op) == 0)
     }
 
     /// The boundary that an operation must not cross; 0: none.

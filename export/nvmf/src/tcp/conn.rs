@@ -603,13 +603,13 @@ impl<L> Conn<L> {
             return;
         }
         req.r2t = false;
+        let bad_digest = req.bad_digest;
         if req.unused > 0 {
             let dropped = req.drop_unused();
             self.held = self.held.saturating_sub(dropped.into());
             sink.shortened(dropped);
         }
-        let Some(req) = self.slab.get_mut(slot) else { return };
-        if req.bad_digest {
+        if bad_digest {
             self.respond(slot, Status::TRANSIENT_TRANSPORT_ERROR, 0, 0, sink);
         } else {
             self.execute(slot, sink);
@@ -620,11 +620,14 @@ impl<L> Conn<L> {
     #[inline]
     pub(crate) fn execute<S: Sink<Link = L>>(&mut self, slot: u16, sink: &mut S) {
         let id = ReqId { conn: self.id, slot };
-        let Some(req) = self.slab.get_mut(slot) else { return };
-        if req.role != Role::Alone && !self.may_execute(slot, sink) {
-            return;
+        let Some(mut req) = self.slab.get_mut(slot) else { return };
+        if req.role != Role::Alone {
+            if !self.may_execute(slot, sink) {
+                return;
+            }
+            let Some(one_of_two) = self.slab.get_mut(slot) else { return };
+            req = one_of_two;
         }
-        let Some(req) = self.slab.get_mut(slot) else { return };
         req.state = ReqState::Executing;
         match sink.execute(&self.link, id, req) {
             Exec::Started => self.out += u32::from(req.is_out()),

@@ -1,9 +1,6 @@
 //! No I/O allocates memory once the queues have been filled: counted by the allocator itself.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use penstock_bdev::malloc::Malloc;
 use penstock_bdev::null::Null;
 use penstock_bdev::qos::QosLimits;
@@ -13,29 +10,6 @@ use penstock_bdev::{BdevChannel, Io, IoFlags, IoStatus, Lba, Op, OpenMode, Regis
 use penstock_reactor::mem::Buf;
 use penstock_reactor::{Clock, PollMode, Reactor, ReactorConfig, ReactorId, Tick};
 use serde_json::{Value, json};
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: forwards to `System` unchanged; the counter has no effect on the memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.try_with(|count| count.set(count.get() + 1)).ok();
-        // SAFETY: the caller upholds the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `System.alloc` with this `layout`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static GLOBAL: Counting = Counting;
 
 const QUEUE_DEPTH: u64 = 32;
 
@@ -65,12 +39,12 @@ fn allocations(reactor: &mut Reactor, channel: &mut BdevChannel, count: u64, blo
             assert_eq!(io.status, IoStatus::Success);
             ended += 1;
             if ended == count {
-                before = ALLOCATIONS.get();
+                before = penstock_allocations::count();
             }
             channel.submit(io, now).unwrap();
         }
     }
-    let counted = ALLOCATIONS.get() - before;
+    let counted = penstock_allocations::count() - before;
     while channel.in_flight() > 0 {
         reactor.turn();
         channel.poll(now.plus_ns(1 << 40), 16, &mut done);

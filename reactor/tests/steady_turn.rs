@@ -6,7 +6,6 @@
     reason = "helpers of tests fail by panicking, as tests do"
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::{Cell, RefCell};
 use std::io::IoSlice;
 use std::rc::Rc;
@@ -15,30 +14,6 @@ use std::time::Duration;
 use penstock_reactor::mem::Buf;
 use penstock_reactor::net::{Interest, READY_MAX, Ready, SocketGroup, SocketOptions, TcpListener, TcpSocket};
 use penstock_reactor::{Clock, Cx, PollMode, Poller, Reactor, ReactorConfig, ReactorId, Tick};
-
-/// Counts the allocations of each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: hands everything to the system's allocator; the counter neither allocates nor is dropped.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// Answers each byte that comes with a block from the pools.
 struct Echo {
@@ -118,10 +93,10 @@ fn turns_with_pollers_and_sockets_allocate_nothing() {
         }
     };
     run(4000);
-    let before = (ALLOCATIONS.get(), *echoes.borrow(), ticks.get());
+    let before = (penstock_allocations::count(), *echoes.borrow(), ticks.get());
     // More turns than there are between two publications of the pollers' counters.
     run(70_000);
-    let after = (ALLOCATIONS.get(), *echoes.borrow(), ticks.get());
+    let after = (penstock_allocations::count(), *echoes.borrow(), ticks.get());
     assert!(
         after.1 > before.1 + 1000 && after.2 > before.2 + 1000,
         "it worked meanwhile: {before:?} {after:?}"

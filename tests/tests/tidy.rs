@@ -62,6 +62,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "penstock-perf",
         ],
     ),
+    ("penstock-allocations", &[]),
     ("penstock-tests", &["*"]),
     ("penstock-fuzz", &["*"]),
     ("penstock-hugepage-setup", &[]),

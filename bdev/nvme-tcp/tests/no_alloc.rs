@@ -8,9 +8,6 @@
     reason = "the target of a test makes bytes of small numbers and may panic"
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use penstock_nvme_tcp::{Qpair, QpairConfig, Transfer, command};
 use penstock_spec::nvme::{Cqe, Status};
 use penstock_spec::nvme_tcp::header::PduFlags;
@@ -20,29 +17,6 @@ use penstock_spec::nvme_tcp::{
 use penstock_spec::nvmf::connect::ConnectResult;
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's promise about `layout` is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise about `ptr` and `layout` is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 const LEN: usize = 4096;
 const DEPTH: u16 = 32;
@@ -128,7 +102,7 @@ fn run(turns: u64, in_capsule_max: u32, write: bool) -> u64 {
         turn(&mut qpair, &mut target);
     }
     let mut payloads: Vec<Vec<u8>> = (0..DEPTH).map(|_| vec![0; LEN]).collect();
-    let before = ALLOCATIONS.with(Cell::get);
+    let before = penstock_allocations::count();
     for i in 0..turns {
         while let Some(payload) = payloads.pop() {
             let (sqe, transfer) = if write {
@@ -146,7 +120,7 @@ fn run(turns: u64, in_capsule_max: u32, write: bool) -> u64 {
             }
         }
     }
-    ALLOCATIONS.with(Cell::get) - before
+    penstock_allocations::count() - before
 }
 
 #[test]

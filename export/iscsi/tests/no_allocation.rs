@@ -10,37 +10,11 @@
 
 mod raw;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use raw::{Bench, Client, READ, WRITE, pattern, rw10};
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: forwards to `System` unchanged; the counter has no effect on the memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.try_with(|count| count.set(count.get() + 1)).ok();
-        // SAFETY: the caller upholds the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `System.alloc` with this `layout`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static GLOBAL: Counting = Counting;
 
 /// Allocations of both reactors' threads so far.
 fn allocations(bench: &Bench) -> u64 {
-    (0..2).map(|at| bench.on(at, |_, _| ALLOCATIONS.get())).sum()
+    (0..2).map(|at| bench.on(at, |_, _| penstock_allocations::count())).sum()
 }
 
 /// Several commands at once, of all ways in which data travel.

@@ -8,8 +8,6 @@
     reason = "a test makes bytes of small numbers, may panic, and waits on a thread of its own"
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -30,29 +28,6 @@ use penstock_spec::nvme::Status;
 use penstock_spec::nvmf::Nqn;
 use uuid::Uuid;
 use zerocopy::IntoBytes;
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's promise about `layout` is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise about `ptr` and `layout` is passed on.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const BLOCKS: u64 = 32_768;
@@ -424,7 +399,7 @@ fn an_io_in_steady_state_allocates_nothing_on_the_reactor() {
         }
     };
     load(50);
-    let allocations = || node.call(0, |_| ALLOCATIONS.with(Cell::get));
+    let allocations = || node.call(0, |_| penstock_allocations::count());
     let before = allocations();
     load(50);
     let during = allocations() - before;

@@ -1,8 +1,7 @@
 //! Reads and writes allocate nothing: counted by the allocator itself.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,29 +13,6 @@ use penstock_reactor::mem::Buf;
 use penstock_scsi::{Command, LuConfig, LuId, LuOwner, Nexus, Seal, Step, Task, iscsi_transport_id};
 use penstock_spec::scsi::sense::Status;
 use uuid::Uuid;
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: forwards to `System` unchanged; the counter has no effect on the memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.try_with(|count| count.set(count.get() + 1)).ok();
-        // SAFETY: the caller upholds the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `System.alloc` with this `layout`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static GLOBAL: Counting = Counting;
 
 #[derive(Debug)]
 struct Nowhere;
@@ -95,10 +71,10 @@ fn a_read_or_write_allocates_nothing() {
     let mut before = 0;
     for round in 0..2000 {
         if round == 1000 {
-            before = ALLOCATIONS.get();
+            before = penstock_allocations::count();
         }
         assert_eq!(run(&mut task, &mut nexus, &read, 0), Status::GOOD);
         assert_eq!(run(&mut task, &mut nexus, &write, 8192), Status::GOOD);
     }
-    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert_eq!(penstock_allocations::count() - before, 0);
 }

@@ -1,34 +1,8 @@
 //! No request allocates memory once the queues have been filled: counted by the allocator itself.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use penstock_spec::virtio::blk::{RequestType, Status};
 
 use super::guest::{Host, malloc};
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: forwards to `System` unchanged; the counter has no effect on the memory.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.try_with(|count| count.set(count.get() + 1)).ok();
-        // SAFETY: the caller upholds the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `System.alloc` with this `layout`.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static GLOBAL: Counting = Counting;
 
 /// Turns of a queue with 32 requests under way; returns the allocations of the device's side.
 fn allocations(packed: bool, turns: usize) -> u64 {
@@ -41,10 +15,10 @@ fn allocations(packed: bool, turns: usize) -> u64 {
     }
     let (mut counted, mut done) = (0, 0_usize);
     for turn in 0..2 * turns {
-        let before = ALLOCATIONS.get();
+        let before = penstock_allocations::count();
         host.turns(1);
         if turn >= turns {
-            counted += ALLOCATIONS.get() - before;
+            counted += penstock_allocations::count() - before;
         }
         while let Some((place, status, _)) = guest.ended() {
             assert_eq!(status, Status::OK);

@@ -1,7 +1,7 @@
 //! Figures of one lane on one reactor over disks in memory: what the engine itself can do.
 //!
-//! `cargo run --release -p penstock-fabric --example lane -- [--seconds N] [--mib AREA] [CASE…]`, cases: `write`, `cached`, `read`, `sequential`, `snapshot`,
-//! `restart`. On an otherwise idle machine; each case says what it measured.
+//! `cargo run --release -p penstock-fabric --example lane -- [--seconds N] [--mib AREA] [--qd N] [CASE…]`, cases: `device` (the disk below,
+//! alone), `write`, `cached`, `read`, `sequential`, `snapshot`, `restart`. On an otherwise idle machine; each case says what it measured.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use penstock_bdev::malloc::Malloc;
-use penstock_bdev::{Bdev, Descriptor, Io, IoFlags, IoStatus, Lba, Op, OpenMode};
+use penstock_bdev::{Bdev, BdevChannel, Busy, Descriptor, Io, IoFlags, IoStatus, Lba, Op, OpenMode};
 use penstock_fabric::alloc::Regions;
 use penstock_fabric::driver::{Channels, LaneDriver};
 use penstock_fabric::flow::Flow;
@@ -35,17 +35,45 @@ use uuid::Uuid;
 
 const SHARD: ShardId = ShardId(1 << 16);
 const POOL: PoolOptions = PoolOptions { lanes: 1, segment_blocks: 1024, segments: 64, region_blocks: 16384 };
-const QUEUE_DEPTH: u64 = 128;
+/// Blocks of one I/O that touches the disk's memory for the first time.
+const TOUCH_BLOCKS: u32 = 32;
+
+/// What load goes to: a lane, or the disk itself.
+trait Place {
+    fn submit(&mut self, io: Box<Io>) -> Result<(), Box<Io>>;
+    fn poll(&mut self, ended: &mut Vec<Box<Io>>);
+}
+
+impl Place for Lane {
+    fn submit(&mut self, io: Box<Io>) -> Result<(), Box<Io>> {
+        Self::submit(self, SHARD, None, io)
+    }
+
+    fn poll(&mut self, ended: &mut Vec<Box<Io>>) {
+        ended.extend(std::iter::from_fn(|| Self::poll(self)));
+    }
+}
+
+impl Place for BdevChannel {
+    fn submit(&mut self, io: Box<Io>) -> Result<(), Box<Io>> {
+        Self::submit(self, io, Tick::ZERO).map_err(|Busy(io)| io)
+    }
+
+    fn poll(&mut self, ended: &mut Vec<Box<Io>>) {
+        Self::poll(self, Tick::ZERO, 256, ended);
+    }
+}
 
 struct Node {
     reactor: Reactor,
     disk: Descriptor,
     bdev: Arc<dyn Bdev>,
     options: LaneOptions,
+    depth: u64,
 }
 
 impl Node {
-    fn new(bdev: Arc<dyn Bdev>, options: LaneOptions) -> Self {
+    fn new(bdev: Arc<dyn Bdev>, options: LaneOptions, depth: u64) -> Self {
         let config = ReactorConfig {
             id: ReactorId(0),
             core: None,
@@ -54,7 +82,7 @@ impl Node {
             seed: 1,
         };
         let disk = Descriptor::unregistered(Arc::clone(&bdev), OpenMode::ReadWrite);
-        Self { reactor: Reactor::new(&config).unwrap(), disk, bdev, options }
+        Self { reactor: Reactor::new(&config).unwrap(), disk, bdev, options, depth }
     }
 
     fn channels(&self) -> Channels {
@@ -130,7 +158,7 @@ impl Node {
     /// Keeps the queue full until `until` says that it is enough; returns I/Os per second, and the longest that any I/O took.
     fn load(
         &mut self,
-        lane: &Lane,
+        place: &mut impl Place,
         op: Op,
         blocks: u32,
         mut next: impl FnMut() -> u64,
@@ -138,7 +166,8 @@ impl Node {
     ) -> (f64, Duration) {
         let mut idle: Vec<Box<Io>> = Vec::new();
         let mut noise = Rng::seeded(7);
-        for tag in 0..QUEUE_DEPTH {
+        let depth = usize::try_from(self.depth).unwrap();
+        for tag in 0..self.depth {
             let mut io = Io::boxed();
             let mut buf = Buf::zeroed(usize::try_from(blocks).unwrap() * BLOCK_BYTES).unwrap();
             buf.chunks_mut(8).for_each(|word| word.copy_from_slice(&noise.next_u64().to_le_bytes()));
@@ -146,43 +175,67 @@ impl Node {
             io.tag = tag;
             idle.push(io);
         }
-        let (begin, mut ended) = (Instant::now(), 0_u64);
-        let mut since = vec![begin; usize::try_from(QUEUE_DEPTH).unwrap()];
-        let (mut turn, mut longest, mut stop) = (begin, Duration::ZERO, false);
-        while !stop || idle.len() < usize::try_from(QUEUE_DEPTH).unwrap() {
-            while let Some(mut io) = idle.pop().filter(|_| !stop) {
+        let (begin, mut count, mut ended) = (Instant::now(), 0_u64, Vec::new());
+        let mut since = vec![begin; depth];
+        let (mut turn, mut longest, mut stop) = (begin, Duration::ZERO, None);
+        while stop.is_none() || idle.len() < depth {
+            while let Some(mut io) = idle.pop_if(|_| stop.is_none()) {
                 let tag = io.tag;
                 io.set(tag, op, IoFlags::NONE, Lba(next()), blocks);
                 since[usize::try_from(tag).unwrap()] = turn;
-                if let Err(io) = lane.submit(SHARD, None, io) {
+                if let Err(io) = place.submit(io) {
                     idle.push(io);
                     break;
                 }
             }
-            if stop {
-                // What was popped above is given up: it was idle.
-                while let Some(io) = lane.poll() {
-                    drop(io);
-                }
-                break;
-            }
             self.reactor.turn();
             turn = Instant::now();
-            while let Some(io) = lane.poll() {
+            place.poll(&mut ended);
+            for io in ended.drain(..) {
                 assert_eq!(io.status, IoStatus::Success);
-                ended += 1;
+                count += 1;
                 longest = longest.max(turn - since[usize::try_from(io.tag).unwrap()]);
                 idle.push(io);
             }
-            stop = until(ended, turn - begin);
+            if stop.is_none() && until(count, turn - begin) {
+                stop = Some(count as f64 / begin.elapsed().as_secs_f64());
+            }
         }
-        let rate = ended as f64 / begin.elapsed().as_secs_f64();
-        for _ in 0..200_000 {
+        for _ in 0..1000 {
             self.reactor.turn();
-            while lane.poll().is_some() {}
         }
-        (rate, longest)
+        (stop.unwrap_or(0.0), longest)
     }
+
+    /// What the disk does alone; all of its memory has been touched then.
+    fn device(&mut self, time: Duration) {
+        let mut channel = self.disk.channel(self.reactor.cx()).unwrap();
+        let blocks = channel.shared().blocks() - u64::from(TOUCH_BLOCKS);
+        let mut at = 0;
+        let touch = || {
+            at += u64::from(TOUCH_BLOCKS);
+            (at - u64::from(TOUCH_BLOCKS)) % blocks
+        };
+        let all = blocks / u64::from(TOUCH_BLOCKS) + 1;
+        self.load(&mut channel, Op::Write, TOUCH_BLOCKS, touch, |count, _| count >= all);
+        let mut rng = Rng::seeded(3);
+        for (op, len) in [(Op::Write, 1), (Op::Read, 1), (Op::Write, 32), (Op::Read, 32)] {
+            let mut at = 0;
+            let next = || {
+                at += u64::from(len);
+                if len == 1 { rng.below(blocks) } else { at % blocks }
+            };
+            let found = self.load(&mut channel, op, len, next, |_, now| now >= time);
+            say(&format!("device {}", op.name()), u64::from(len), found);
+        }
+    }
+}
+
+fn say(name: &str, blocks: u64, (rate, longest): (f64, Duration)) {
+    let mib = rate * blocks as f64 * 4096.0 / f64::from(1 << 20);
+    println!(
+        "{name:12} {rate:>10.0} I/Os per second of {blocks} blocks, {mib:.0} MiB/s, the longest took {longest:.1?}"
+    );
 }
 
 struct Bench {
@@ -205,18 +258,18 @@ impl Bench {
                     (at - 16) % area
                 };
                 self.say(name, 16, |this| {
-                    this.node.load(&this.lane.clone(), Op::Write, 16, next, |done, _| done * 16 >= area)
+                    this.node.load(&mut this.lane.clone(), Op::Write, 16, next, |done, _| done * 16 >= area)
                 });
                 let lane = self.lane.clone();
                 self.node.flow(async move { lane.settle().await });
             }
             "write" => self.say(name, 1, |this| {
-                this.node.load(&this.lane.clone(), Op::Write, 1, || rng.below(area), timed)
+                this.node.load(&mut this.lane.clone(), Op::Write, 1, || rng.below(area), timed)
             }),
             "read" => {
                 self.lane.set_cache_blocks(0);
                 self.say(name, 1, |this| {
-                    this.node.load(&this.lane.clone(), Op::Read, 1, || rng.below(area), timed)
+                    this.node.load(&mut this.lane.clone(), Op::Read, 1, || rng.below(area), timed)
                 });
             }
             "cached" => {
@@ -228,10 +281,10 @@ impl Bench {
                         at += 1;
                         at % part
                     };
-                    self.node.load(&self.lane.clone(), Op::Read, 1, next, |done, _| done > part);
+                    self.node.load(&mut self.lane.clone(), Op::Read, 1, next, |done, _| done > part);
                 }
                 self.say(name, 1, |this| {
-                    this.node.load(&this.lane.clone(), Op::Read, 1, || rng.below(part), timed)
+                    this.node.load(&mut this.lane.clone(), Op::Read, 1, || rng.below(part), timed)
                 });
                 println!("          {:?}", self.lane.cache_stats());
             }
@@ -242,13 +295,12 @@ impl Bench {
                         at += 32;
                         at % (area - 32)
                     };
-                    self.say(op.name(), 32, |this| this.node.load(&this.lane.clone(), op, 32, next, timed));
+                    self.say(op.name(), 32, |this| this.node.load(&mut this.lane.clone(), op, 32, next, timed));
                 }
             }
             "snapshot" => self.snapshot(),
             "restart" => {
-                let (node, options) = (&self.node, self.node.options);
-                let mut node = Node::new(Arc::clone(&node.bdev), options);
+                let mut node = Node::new(Arc::clone(&self.node.bdev), self.node.options, self.node.depth);
                 let (lane, _) = node.start();
                 (self.node, self.lane) = (node, lane);
             }
@@ -258,22 +310,18 @@ impl Bench {
     }
 
     fn say(&mut self, name: &str, blocks: u64, run: impl FnOnce(&mut Self) -> (f64, Duration)) {
-        let (rate, longest) = run(self);
-        let mib = rate * blocks as f64 * 4096.0 / f64::from(1 << 20);
-        println!(
-            "{name:10} {rate:>10.0} I/Os per second of {blocks} blocks, {mib:.0} MiB/s, the longest took {longest:.1?}"
-        );
+        say(name, blocks, run(self));
     }
 
     /// The longest stall of writes while a snapshot is taken.
     fn snapshot(&mut self) {
         let mut rng = Rng::seeded(2);
-        let (area, lane, time) = (self.area, self.lane.clone(), self.time);
+        let (area, mut lane, time) = (self.area, self.lane.clone(), self.time);
         let task = self.lane.clone();
         let mut taken = false;
         let cx = self.node.reactor.cx().clone();
         let (rate, longest) = self.node.load(
-            &lane,
+            &mut lane,
             Op::Write,
             1,
             || rng.below(area),
@@ -303,21 +351,24 @@ fn main() {
         cases.remove(at);
         cases.remove(at).parse().unwrap()
     };
-    let (seconds, mib) = (option("--seconds", 5), option("--mib", 512));
+    let (seconds, mib, depth) = (option("--seconds", 5), option("--mib", 512), option("--qd", 128));
     if cases.is_empty() {
-        cases = ["write", "cached", "read", "sequential", "snapshot", "restart"].map(String::from).to_vec();
+        cases = ["device", "write", "cached", "read", "sequential", "snapshot", "restart"].map(String::from).to_vec();
     }
     let blocks = mib * 256 * 3 + 200_000;
     let disk = json!({ "name": "m0", "num_blocks": blocks, "block_size": 4096 });
     let bdev: Arc<dyn Bdev> = Malloc::new("m0", &serde_json::from_value(disk).unwrap()).unwrap();
-    let mut node = Node::new(bdev, LaneOptions::default());
+    let mut node = Node::new(bdev, LaneOptions::default(), depth);
+    // Also for the first touch of its memory, which costs more than anything that is measured.
+    let time = if cases.iter().any(|case| case == "device") { seconds } else { 0 };
+    node.device(Duration::from_secs(time));
     node.create();
     let (lane, _) = node.start();
     let create = lane.clone();
     node.flow(async move { create.create_shard(SHARD).await });
     let mut bench = Bench { node, lane, area: mib * 256, time: Duration::from_secs(seconds) };
     bench.case("fill");
-    for case in cases {
-        bench.case(&case);
+    for case in cases.iter().filter(|case| *case != "device") {
+        bench.case(case);
     }
 }

@@ -105,10 +105,35 @@ pub struct CacheStats {
     pub evictions: u64,
 }
 
+/// Memory of so many blocks, aligned as copies like it; the system backs it as it is used.
+#[derive(Debug)]
+struct Chunk {
+    bytes: Vec<u8>,
+    begin: usize,
+}
+
+impl Chunk {
+    fn new() -> Self {
+        let bytes = vec![0; (CHUNK_BLOCKS + 1) * BLOCK_BYTES];
+        let begin = bytes.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
+        Self { bytes, begin }
+    }
+
+    fn block(&self, number: usize) -> Option<&[u8]> {
+        let at = self.begin + number * BLOCK_BYTES;
+        self.bytes.get(at..at + BLOCK_BYTES)
+    }
+
+    fn block_mut(&mut self, number: usize) -> Option<&mut [u8]> {
+        let at = self.begin + number * BLOCK_BYTES;
+        self.bytes.get_mut(at..at + BLOCK_BYTES)
+    }
+}
+
 /// Blocks in memory.
 #[derive(Debug)]
 pub struct BlockCache {
-    memory: Vec<Box<[[u8; BLOCK_BYTES]]>>,
+    memory: Vec<Chunk>,
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// First slot of each chain; as many as a power of two.
@@ -155,7 +180,7 @@ impl BlockCache {
         self.free.retain(|slot| index(*slot) < blocks);
         self.free.reserve(blocks - self.free.len());
         self.free.extend((count32(before)..count32(blocks)).rev());
-        self.memory.resize_with(chunks, || vec![[0; BLOCK_BYTES]; CHUNK_BLOCKS].into_boxed_slice());
+        self.memory.resize_with(chunks, Chunk::new);
         self.stats.blocks_max = blocks as u64;
         let table = if blocks == 0 { 0 } else { (blocks * 2).next_power_of_two() };
         self.ghosts = vec![0; table / 2];
@@ -186,7 +211,7 @@ impl BlockCache {
 
     /// A block, if it is there.
     #[inline]
-    pub fn get(&mut self, key: BlockKey) -> Option<&[u8; BLOCK_BYTES]> {
+    pub fn get(&mut self, key: BlockKey) -> Option<&[u8]> {
         let Some(slot) = self.find(key) else {
             self.stats.misses += 1;
             return None;
@@ -197,7 +222,7 @@ impl BlockCache {
             Pool::Multi => self.stats.multi_hits += 1,
             _ => self.stats.single_hits += 1,
         }
-        self.memory.get(index(slot) / CHUNK_BLOCKS)?.get(index(slot) % CHUNK_BLOCKS)
+        self.memory.get(index(slot) / CHUNK_BLOCKS)?.block(index(slot) % CHUNK_BLOCKS)
     }
 
     /// Counts lookups that were not tried, as one before them told that they would be in vain.
@@ -212,7 +237,7 @@ impl BlockCache {
         }
         let Some(slot) = self.free.pop().or_else(|| self.evict()) else { return };
         let room = self.memory.get_mut(index(slot) / CHUNK_BLOCKS);
-        if let Some(room) = room.and_then(|chunk| chunk.get_mut(index(slot) % CHUNK_BLOCKS)) {
+        if let Some(room) = room.and_then(|chunk| chunk.block_mut(index(slot) % CHUNK_BLOCKS)) {
             room.copy_from_slice(bytes);
         }
         let pool = if self.take_ghost(key) { Pool::Multi } else { Pool::Single };

@@ -138,6 +138,8 @@ struct Core {
     cache: BlockCache,
     reads: Vec<Option<Read>>,
     free_reads: Vec<u32>,
+    /// Reads that go on in the next turn.
+    waiting_reads: VecDeque<u32>,
     read_ios: Vec<Box<Io>>,
     acks: VecDeque<(Lsn, Box<Io>)>,
     done: VecDeque<Box<Io>>,
@@ -241,11 +243,11 @@ impl Lane {
     pub fn complete(&self, io: DiskIo) {
         if let Some(io) = self.1.complete(io) {
             let mut core = self.0.borrow_mut();
-            if io.io.tag & READ_TAG == 0 {
-                core.log.complete(io);
-            } else {
-                core.complete_read(io);
+            if io.io.tag & READ_TAG > 0 {
+                // Nobody waits for that but its host; the space of an egroup that it gives back wakes others itself.
+                return core.complete_read(io);
             }
+            core.log.complete(io);
             core.acknowledge();
             core.wake();
         }

@@ -139,6 +139,7 @@ impl Lane {
             headers: HeaderCache::new(options.headers.max(HEADERS_MIN)),
             cache: BlockCache::new(options.cache_blocks),
             reads: (0..options.reads).map(|_| None).collect(),
+            waiting_reads: VecDeque::with_capacity(index(options.reads)),
             free_reads: (0..options.reads).rev().collect(),
             read_ios: (0..options.reads).map(|_| Io::boxed()).collect(),
             acks: VecDeque::with_capacity(super::ACKS_MAX),

@@ -21,7 +21,7 @@ use crate::codec::Codec;
 use crate::egroup::{Header, Piece, parse_header, piece, verify};
 use crate::flow::{DiskIo, Flow};
 use crate::format::egroup::EXTENT_BLOCKS_MAX;
-use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, Lsn, ShardId, VBlock, count32, index};
+use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, Lsn, ShardId, VBlock, index};
 use crate::map::{Found, Miss, NodeRef, Page, Root, lookup};
 use crate::state::Egroup;
 
@@ -88,14 +88,9 @@ impl Core {
 
     /// Goes on with reads that wait for a buffer or for durability.
     pub(super) fn turn_reads(&mut self) {
-        for slot in 0..count32(self.reads.len()) {
-            let waiting = self.reads.get_mut(index(slot));
-            let Some(waiting) = waiting.filter(|read| {
-                read.as_ref().is_some_and(|read| matches!(read.wait, Wait::Turn | Wait::Durable))
-            }) else {
-                continue;
-            };
-            if let Some(read) = waiting.take() {
+        for _ in 0..self.waiting_reads.len() {
+            let Some(slot) = self.waiting_reads.pop_front() else { break };
+            if let Some(read) = self.reads.get_mut(index(slot)).and_then(Option::take) {
                 self.advance(slot, read);
             }
         }
@@ -199,6 +194,9 @@ impl Core {
             Next::Done => self.end_read(slot, read, IoStatus::Success),
             Next::Failed(status) => self.end_read(slot, read, status),
             Next::Wait(wait) => {
+                if matches!(wait, Wait::Turn | Wait::Durable) {
+                    self.waiting_reads.push_back(slot);
+                }
                 read.wait = wait;
                 if let Some(place) = self.reads.get_mut(index(slot)) {
                     *place = Some(read);

@@ -12,17 +12,25 @@ pub(super) const ZERO_CELLS_MAX: u64 = 16;
 /// Ranges of one table at most; every lookup looks at all of them.
 pub(super) const RANGES_MAX: usize = 64;
 
-/// A block of memory per block of data.
+/// A block of memory per block of data: one piece, aligned as copies like it, that the system backs as it is used.
 #[derive(Debug, Default)]
 pub(super) struct Arena {
-    blocks: Vec<Box<[u8; BLOCK_BYTES]>>,
+    bytes: Vec<u8>,
+    /// Where the first block begins.
+    begin: usize,
+    /// Blocks in that piece; those with numbers from here on are in `more`.
+    blocks: usize,
+    more: Vec<Box<[u8; BLOCK_BYTES]>>,
     free: Vec<u32>,
 }
 
 impl Arena {
     pub(super) fn new(blocks: u32) -> Self {
+        // What was given back last is used first, so what is never needed is never touched.
         let free = (0..blocks).rev().collect();
-        Self { blocks: (0..blocks).map(|_| Box::new([0; BLOCK_BYTES])).collect(), free }
+        let bytes = vec![0; (index(blocks) + 1) * BLOCK_BYTES];
+        let begin = bytes.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
+        Self { bytes, begin, blocks: index(blocks), more: Vec::new(), free }
     }
 
     pub(super) fn free(&self) -> usize {
@@ -36,8 +44,8 @@ impl Arena {
     /// As [`Self::take`], with more memory where there is none: when a log is replayed, all of it finds room.
     pub(super) fn take_or_grow(&mut self) -> u32 {
         self.take().unwrap_or_else(|| {
-            self.blocks.push(Box::new([0; BLOCK_BYTES]));
-            count32(self.blocks.len() - 1)
+            self.more.push(Box::new([0; BLOCK_BYTES]));
+            count32(self.blocks + self.more.len() - 1)
         })
     }
 
@@ -45,12 +53,24 @@ impl Arena {
         self.free.push(slot);
     }
 
+    #[inline]
     pub(super) fn block(&self, slot: u32) -> &[u8] {
-        self.blocks.get(index(slot)).map_or(&[], |block| &block[..])
+        let slot = index(slot);
+        let at = self.begin + slot * BLOCK_BYTES;
+        match slot.checked_sub(self.blocks) {
+            None => self.bytes.get(at..at + BLOCK_BYTES).unwrap_or_default(),
+            Some(more) => self.more.get(more).map_or(&[], |block| &block[..]),
+        }
     }
 
+    #[inline]
     pub(super) fn block_mut(&mut self, slot: u32) -> &mut [u8] {
-        self.blocks.get_mut(index(slot)).map_or(&mut [], |block| &mut block[..])
+        let slot = index(slot);
+        let at = self.begin + slot * BLOCK_BYTES;
+        match slot.checked_sub(self.blocks) {
+            None => self.bytes.get_mut(at..at + BLOCK_BYTES).unwrap_or_default(),
+            Some(more) => self.more.get_mut(more).map_or(&mut [], |block| &mut block[..]),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use penstock_bdev::{IoFlags, IoStatus, Lba, Op};
 use penstock_reactor::mem::Buf;
 use zerocopy::little_endian::{U32, U64};
 
-use super::{BATCHES_IN_FLIGHT_MAX, HEADERS_BYTES, InFlight, Log, LogPosition, RESERVE_SEGMENTS, Staging};
+use super::{BATCHES_IN_FLIGHT_MAX, InFlight, Log, LogPosition, RESERVE_SEGMENTS, Staging};
 use crate::codec::Codec;
 use crate::flow::{DiskIo, Flow};
 use crate::format::log::{
@@ -174,13 +174,12 @@ impl Log {
         let segment_first = self.place.segment_first(segment);
         let first = DiskBlock(segment_first.0 + u64::from(block));
         let lead = if begins { BLOCK_BYTES } else { 0 };
-        open.headers.set_len(HEADERS_BYTES);
+        open.headers.set_len(lead + header_blocks * BLOCK_BYTES);
         open.headers.fill(0);
         let crc = self.write_headers(&mut open, lead, first, segment);
         if begins {
             self.write_segment_header(&mut open.headers, segment);
         }
-        open.headers.set_len(lead + header_blocks * BLOCK_BYTES);
         if let Some(padding) = open.payload.get_mut(open.payload_bytes..payload_blocks * BLOCK_BYTES) {
             padding.fill(0);
         }

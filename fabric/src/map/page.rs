@@ -12,7 +12,12 @@ use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, VBlock, count32};
 
 /// A node, as it is on disk; a node that was changed has no sound prefix until it is stored.
 #[derive(Debug, Clone)]
-pub struct Page(Box<[u8; BLOCK_BYTES]>);
+pub struct Page(Box<Bytes>);
+
+/// Whole cache lines: pages are copied a lot.
+#[derive(Debug, Clone)]
+#[repr(align(64))]
+struct Bytes([u8; BLOCK_BYTES]);
 
 /// The egroup of a child that is not stored yet; its number is where the CRC would be.
 const DIRTY: u64 = u64::MAX;
@@ -82,7 +87,7 @@ impl Page {
     /// A node of `level` without entries.
     #[must_use]
     pub(super) fn empty(level: u8) -> Self {
-        let mut page = Self(Box::new([0; BLOCK_BYTES]));
+        let mut page = Self(Box::new(Bytes([0; BLOCK_BYTES])));
         page.put_byte(LEVEL_AT, level);
         page
     }
@@ -98,7 +103,7 @@ impl Page {
         }
         let bytes: &[u8; BLOCK_BYTES] =
             bytes.get(..BLOCK_BYTES).and_then(|bytes| bytes.try_into().ok()).ok_or(FormatError::Short)?;
-        let page = Self(Box::new(*bytes));
+        let page = Self(Box::new(Bytes(*bytes)));
         let refuse = |field| Err(FormatError::Field { field });
         if prefix.covered.get() != count32(BLOCK_BYTES) || page.count() > ENTRIES_MAX || page.count() == 0 {
             return refuse("count");
@@ -127,33 +132,33 @@ impl Page {
     /// Gives it a sound prefix as the structure `identity`; returns its CRC.
     pub(super) fn seal_as(&mut self, identity: &Identity) -> u32 {
         let (level, count) = (self.level(), self.count());
-        put(&mut self.0[..], 0, &Prefix::new(identity, count32(BLOCK_BYTES)));
+        put(&mut self.0.0[..], 0, &Prefix::new(identity, count32(BLOCK_BYTES)));
         self.put_byte(LEVEL_AT, level);
         self.set_count(count);
         // What removed entries left is not to be in the file.
-        if let Some(unused) = self.0.get_mut(ENTRIES_AT + count * ENTRY_BYTES..) {
+        if let Some(unused) = self.0.0.get_mut(ENTRIES_AT + count * ENTRY_BYTES..) {
             unused.fill(0);
         }
-        seal(&mut self.0[..]);
-        take::<Prefix>(&self.0[..], 0).map_or(0, |prefix| prefix.crc.get())
+        seal(&mut self.0.0[..]);
+        take::<Prefix>(&self.0.0[..], 0).map_or(0, |prefix| prefix.crc.get())
     }
 
     /// Its bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.0[..]
+        &self.0.0[..]
     }
 
     /// A leaf has 0.
     #[must_use]
     pub fn level(&self) -> u8 {
-        self.0.get(LEVEL_AT).copied().unwrap_or(0)
+        self.0.0.get(LEVEL_AT).copied().unwrap_or(0)
     }
 
     /// How many entries.
     #[must_use]
     pub fn count(&self) -> usize {
-        take::<U16>(&self.0[..], COUNT_AT).map_or(0, |count| usize::from(count.get()))
+        take::<U16>(&self.0.0[..], COUNT_AT).map_or(0, |count| usize::from(count.get()))
     }
 
     /// A leaf's entry.
@@ -216,9 +221,9 @@ impl Page {
         let after = count - (to - from) + new.len();
         assert!(after <= ENTRIES_MAX && from <= to && to <= count, "a node would have {after} entries");
         let at = |entry: usize| ENTRIES_AT + entry * ENTRY_BYTES;
-        self.0.copy_within(at(to)..at(count), at(from + new.len()));
+        self.0.0.copy_within(at(to)..at(count), at(from + new.len()));
         for (number, entry) in new.iter().enumerate() {
-            put(&mut self.0[..], at(from + number), entry);
+            put(&mut self.0.0[..], at(from + number), entry);
         }
         self.set_count(after);
     }
@@ -233,20 +238,20 @@ impl Page {
     }
 
     fn key(&self, at: usize) -> u64 {
-        take::<U64>(&self.0[..], ENTRIES_AT + at * ENTRY_BYTES).map_or(0, U64::get)
+        take::<U64>(&self.0.0[..], ENTRIES_AT + at * ENTRY_BYTES).map_or(0, U64::get)
     }
 
     fn entry<T: FromBytes>(&self, at: usize) -> Option<T> {
-        if at >= self.count() { None } else { take(&self.0[..], ENTRIES_AT + at * ENTRY_BYTES).ok() }
+        if at >= self.count() { None } else { take(&self.0.0[..], ENTRIES_AT + at * ENTRY_BYTES).ok() }
     }
 
     fn put_byte(&mut self, at: usize, byte: u8) {
-        if let Some(place) = self.0.get_mut(at) {
+        if let Some(place) = self.0.0.get_mut(at) {
             *place = byte;
         }
     }
 
     fn set_count(&mut self, count: usize) {
-        put(&mut self.0[..], COUNT_AT, &U16::new(u16::try_from(count).unwrap_or(u16::MAX)));
+        put(&mut self.0.0[..], COUNT_AT, &U16::new(u16::try_from(count).unwrap_or(u16::MAX)));
     }
 }

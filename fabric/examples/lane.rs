@@ -295,7 +295,9 @@ impl Bench {
                         at += 32;
                         at % (area - 32)
                     };
-                    self.say(op.name(), 32, |this| this.node.load(&mut this.lane.clone(), op, 32, next, timed));
+                    self.say(op.name(), 32, |this| {
+                        this.node.load(&mut this.lane.clone(), op, 32, next, timed)
+                    });
                 }
             }
             "snapshot" => self.snapshot(),
@@ -353,7 +355,9 @@ fn main() {
     };
     let (seconds, mib, depth) = (option("--seconds", 5), option("--mib", 512), option("--qd", 128));
     if cases.is_empty() {
-        cases = ["device", "write", "cached", "read", "sequential", "snapshot", "restart"].map(String::from).to_vec();
+        cases = ["device", "write", "cached", "read", "sequential", "snapshot", "restart"]
+            .map(String::from)
+            .to_vec();
     }
     let blocks = mib * 256 * 3 + 200_000;
     let disk = json!({ "name": "m0", "num_blocks": blocks, "block_size": 4096 });

@@ -6,13 +6,19 @@ use penstock_bdev::{Busy, Io, IoFlags, IoStatus, Lba, Op, Sg};
 use penstock_nvme_tcp::qpair::RejectReason;
 use penstock_nvme_tcp::{Completion, Payload, Qpair, QpairState, Transfer, command};
 use penstock_reactor::Tick;
+use penstock_reactor::mem::Buf;
 use penstock_reactor::net::TcpSocket;
-use penstock_spec::nvme::{NvmOpcode, Sqe, Status, nvm::RwControl};
+use penstock_spec::nvme::nvm::{DsmRange, RwControl};
+use penstock_spec::nvme::{NvmOpcode, Sqe, Status};
+use zerocopy::IntoBytes as _;
 
 use crate::worker::Device;
 
 /// Bytes received at once.
 const RECV_BYTES: usize = 256 << 10;
+/// Bytes of a range of Dataset Management.
+const RANGE_BYTES: u32 = 16;
+const _: () = assert!(DsmRange::LEN == 16);
 /// Pieces of one gathering write.
 const PIECES_MAX: usize = 256;
 
@@ -145,7 +151,8 @@ impl Remote {
             Op::Compare => rw(NvmOpcode::COMPARE, Transfer::Write(bytes)),
             Op::WriteZeroes => rw(NvmOpcode::WRITE_ZEROES, Transfer::None),
             Op::Flush => Some((command::flush(self.nsid), Transfer::None)),
-            Op::Unmap | Op::CompareAndWrite | Op::Copy | Op::Reset => None,
+            Op::Unmap => Some((command::deallocate(self.nsid, 1), Transfer::Write(RANGE_BYTES))),
+            Op::CompareAndWrite | Op::Copy | Op::Reset => None,
         }
     }
 }
@@ -153,6 +160,9 @@ impl Remote {
 impl Device for Remote {
     fn submit(&mut self, mut io: Box<Io>, now: Tick) -> Result<(), Busy> {
         let Some((sqe, transfer)) = self.command(&io) else { return Err(Busy(io)) };
+        if io.op == Op::Unmap && !put_range(&mut io) {
+            return Err(Busy(io));
+        }
         io.submitted = now;
         self.next = (self.next + 1) % self.queues.len().max(1);
         let Some(queue) = self.queues.get_mut(self.next) else { return Err(Busy(io)) };
@@ -193,6 +203,16 @@ impl Device for Remote {
             }
         }
     }
+}
+
+/// An unmap's data are the range itself. Whether there is a buffer for it.
+fn put_range(io: &mut Io) -> bool {
+    let Some(mut buf) = Buf::alloc(DsmRange::LEN) else { return false };
+    let range = DsmRange { len_blocks: io.blocks.into(), slba: io.lba.0.into(), ..DsmRange::default() };
+    buf.copy_from_slice(range.as_bytes());
+    io.data.clear();
+    io.data.push(buf);
+    true
 }
 
 fn take_back(completion: Completion<IoPayload>, done: &mut Vec<Box<Io>>) {

@@ -50,6 +50,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "penstock-nvmf",
         ],
     ),
+    ("penstock-fio-engine", &["penstock-reactor", "penstock-bdev", "penstock-perf"]),
     (
         "penstock-instructions",
         &[
@@ -177,6 +178,9 @@ fn unsafe_code_stays_in_its_few_places() {
         "bdev/nvme/src/dma",
         "bdev/nvme/src/vfio",
         "perf/ceiling/src/uring.rs",
+        // fio's structures, and the functions that it calls.
+        "perf/fio-engine/src/abi.rs",
+        "perf/fio-engine/src/hooks.rs",
         // Guest memory: another process writes it at any time.
         "export/vhost/src/memory",
         // The calls of OpenSSL's library.

@@ -101,6 +101,7 @@ impl Stage {
                     "--exclude",
                     "xtask",
                     "--bins",
+                    "--lib", // fio's engine, which is a library that fio loads
                     "--example",
                     "vhost_bench", // the client that tests run in a guest
                 ]))?;

@@ -19,6 +19,10 @@ pub trait Machine<S> {
     fn direct_came(&mut self, len: usize, with: &mut S);
     /// Handles bytes as they came.
     fn receive(&mut self, bytes: &[u8], with: &mut S);
+    /// Whether the peer has more to send before there is anything to answer.
+    fn is_amid(&self) -> bool {
+        false
+    }
     /// Whether there is something to send.
     fn has_unsent(&self) -> bool;
     /// Puts what is to be sent into `pieces`; returns how many pieces and bytes that are.

@@ -202,6 +202,12 @@ impl<L> Conn<L> {
         self.r2t_left
     }
 
+    /// Whether the peer is in the middle of a PDU, or of the data that it was asked for.
+    #[inline]
+    pub(crate) fn is_amid(&self) -> bool {
+        self.r2t_left > 0 || self.rx.phase != Phase::Header || self.rx.has_part()
+    }
+
     /// Whether the peer is to send data, or to take some, before buffers are free again.
     pub(crate) fn owed_by_peer(&self) -> bool {
         let owes = self.r2t_left > 0 || self.rx.phase != Phase::Header || !self.tx.is_empty();

@@ -28,6 +28,11 @@ impl<L, S: Sink<Link = L>> Machine<S> for Conn<L> {
     }
 
     #[inline]
+    fn is_amid(&self) -> bool {
+        Self::is_amid(self)
+    }
+
+    #[inline]
     fn has_unsent(&self) -> bool {
         !self.tx.is_empty()
     }

@@ -17,8 +17,8 @@ use crate::crc::crc32c_of;
 use crate::id::{LaneNo, index};
 
 /// The format that this program writes. 2: extents and payloads of the log may be encoded; the index knows how many blocks an egroup
-/// has when decoded. What version 1 wrote is read as it is.
-pub const VERSION: u16 = 2;
+/// has when decoded. 3: the log tells of data that bypassed it. What earlier versions wrote is read as it is.
+pub const VERSION: u16 = 3;
 
 /// What a structure is, by its first eight bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

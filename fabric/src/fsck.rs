@@ -300,7 +300,7 @@ async fn check_lane(
         }
     }
     let whole = report.findings.damage == 0;
-    let corrected = check_live(&found.state, &walk, lane, &mut report.findings);
+    let corrected = check_live(&found, &walk, lane, &mut report.findings);
     if options.data {
         let total = found.state.egroups.len() as u64;
         for (done, (id, egroup)) in (0_u64..).zip(&found.state.egroups) {
@@ -373,11 +373,11 @@ fn check_space(
 }
 
 /// Compares the counts of blocks that are referred to; returns the state with the right ones.
-fn check_live(state: &State, walk: &Walk, lane: LaneNo, findings: &mut Findings) -> State {
-    let mut right = state.clone();
+fn check_live(found: &Found, walk: &Walk, lane: LaneNo, findings: &mut Findings) -> State {
+    let mut right = found.state.clone();
     let live = check::live_of(walk);
     let (mut low, mut garbage) = (0_u64, 0);
-    for (id, egroup) in &mut right.egroups {
+    for (id, egroup) in right.egroups.iter_mut().filter(|(id, _)| !found.undrained.contains(id)) {
         let now = live.get(id).copied().unwrap_or(0);
         low += u64::from(now > egroup.live);
         garbage += u64::from(egroup.decoded).saturating_sub(now);

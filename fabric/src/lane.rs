@@ -15,6 +15,7 @@
 //! the last read of it has ended; the state changes by durable records only, one group of ops after the other.
 
 mod admin;
+mod bypass;
 pub(crate) mod check;
 mod checkpoint;
 mod collect;
@@ -58,6 +59,7 @@ use crate::id::{DiskBlock, DiskNo, EgroupId, Lsn, ShardId};
 use crate::log::{Log, LogPlace};
 use crate::map::{NodeCache, NodeRef};
 use crate::state::{Egroup, State};
+use bypass::{Bypass, DIRECT_TAG};
 use read::{READ_TAG, Read};
 use tables::Tables;
 
@@ -77,12 +79,15 @@ pub struct LaneOptions {
     pub reads: u32,
     /// Blocks of data in memory that were read from disks (4 KiB each, rounded up to 256 of them); 0: none.
     pub cache_blocks: usize,
+    /// Writes of so many blocks or more bypass the log, where they come together to eight times as many; 0: none do.
+    pub bypass_blocks: u32,
 }
 
 impl Default for LaneOptions {
-    /// 64 MiB of tables, 32 MiB of nodes, 1024 headers, 512 reads, 64 MiB of data.
+    /// 64 MiB of tables, 32 MiB of nodes, 1024 headers, 512 reads, 64 MiB of data; writes of 64 KiB bypass the log.
     fn default() -> Self {
-        Self { table_blocks: 16384, nodes: 8192, headers: 1024, reads: 512, cache_blocks: 16384 }
+        let (nodes, headers) = (8192, 1024);
+        Self { table_blocks: 16384, nodes, headers, reads: 512, cache_blocks: 16384, bypass_blocks: 16 }
     }
 }
 
@@ -142,6 +147,7 @@ struct Core {
     waiting_reads: VecDeque<u32>,
     read_ios: Vec<Box<Io>>,
     acks: VecDeque<(Lsn, Box<Io>)>,
+    bypass: Bypass,
     done: VecDeque<Box<Io>>,
     pins: FixedMap<EgroupId, u32>,
     /// Egroups that are gone and still being read.
@@ -225,6 +231,7 @@ impl Lane {
         let core = &mut *core;
         core.log.turn(&self.1);
         core.turn_reads();
+        core.turn_bypass();
         core.acknowledge();
     }
 
@@ -247,6 +254,9 @@ impl Lane {
                 // Nobody waits for that but its host; the space of an egroup that it gives back wakes others itself.
                 return core.complete_read(io);
             }
+            if io.io.tag & DIRECT_TAG > 0 {
+                return core.complete_direct(io);
+            }
             core.log.complete(io);
             core.acknowledge();
             core.wake();
@@ -264,7 +274,7 @@ impl Lane {
     pub fn is_resting(&self) -> bool {
         let core = self.0.borrow();
         let reads = core.free_reads.len() == core.reads.len();
-        core.log.is_idle() && core.done.is_empty() && reads && core.acks.is_empty()
+        core.log.is_idle() && core.done.is_empty() && reads && core.acks.is_empty() && core.bypass.held() == 0
     }
 
     /// How full it is.
@@ -311,6 +321,17 @@ impl Lane {
     /// Changes how many blocks of data are kept in memory.
     pub fn set_cache_blocks(&self, blocks: usize) {
         self.0.borrow_mut().cache.set_blocks(blocks);
+    }
+
+    /// Changes from how many blocks on a write may bypass the log; 0: none does.
+    pub fn set_bypass_blocks(&self, blocks: u32) {
+        self.0.borrow_mut().bypass.set_blocks_min(blocks);
+    }
+
+    /// Blocks that bypassed the log since the lane was opened.
+    #[must_use]
+    pub fn bypassed_blocks(&self) -> u64 {
+        self.0.borrow().bypass.blocks()
     }
 
     /// What the cache of data has done.

@@ -146,6 +146,7 @@ impl State {
                 snapshots.remove(&op.b.get()).ok_or(wrong)?;
             }
             MetaKind::Note => self.apply_note(op).ok_or(wrong)?,
+            MetaKind::Stored => return Err(wrong),
             MetaKind::NoteDrop => drop(self.notes.remove(&op.id.get()).ok_or(wrong)?),
         }
         Ok(None)

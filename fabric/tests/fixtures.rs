@@ -36,7 +36,7 @@ fn first_version(name: &str) -> Vec<u8> {
 
 /// The committed bytes of `name`, which must be `now`; trailing zeroes are not in the file.
 fn pinned(name: &str, now: &[u8]) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v2").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v3").join(name);
     let len = now.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     if !path.exists() && std::env::var_os("PENSTOCK_WRITE_FIXTURES").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();

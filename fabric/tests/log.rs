@@ -59,7 +59,7 @@ fn random_record(rng: &mut Rng) -> (Record, Vec<u8>) {
     };
     let bytes = match kind {
         RecordKind::Write => usize::try_from(blocks).unwrap() * BLOCK_BYTES,
-        RecordKind::Meta => usize::try_from(64 * rng.below(300)).unwrap(),
+        RecordKind::Meta | RecordKind::Direct => usize::try_from(64 * rng.below(300)).unwrap(),
         RecordKind::Zero => 0,
     };
     // Few different contents: a batch may be written the same again in the next life.

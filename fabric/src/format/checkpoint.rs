@@ -75,6 +75,9 @@ pub enum MetaKind {
     Snapshot = 9,
     /// Snapshot `b` of shard `id` is gone.
     SnapshotDrop = 10,
+    /// Only in a record of egroup data that bypassed the log: `b` blocks from block `id` on are in the egroup of that record, from extent `c` on, 16 in
+    /// each extent.
+    Stored = 13,
     /// A part of note `id`, see [`MetaOp::note`].
     Note = 16,
     /// Note `id` is gone.
@@ -139,6 +142,7 @@ impl MetaOp {
             16 => MetaKind::Note,
             17 => MetaKind::NoteDrop,
             11 => MetaKind::Revert,
+            13 => MetaKind::Stored,
             _ => return Err(FormatError::Field { field: "kind" }),
         })
     }

@@ -84,6 +84,9 @@ pub enum RecordKind {
     Zero = 2,
     /// Changes of the lane's state: an array of [`MetaOp`](super::checkpoint::MetaOp)s, which take effect together.
     Meta = 3,
+    /// Blocks of a shard are in an egroup that was written, and durable, before: [`MetaOp`](super::checkpoint::MetaOp)s of the egroup, of regions
+    /// that are the lane's from now on, and `Stored` ones.
+    Direct = 4,
 }
 
 impl RecordKind {
@@ -92,6 +95,7 @@ impl RecordKind {
             1 => Ok(Self::Write),
             2 => Ok(Self::Zero),
             3 => Ok(Self::Meta),
+            4 => Ok(Self::Direct),
             _ => Err(FormatError::Field { field: "kind" }),
         }
     }

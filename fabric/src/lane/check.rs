@@ -39,6 +39,8 @@ pub(crate) struct Found {
     pub(crate) damaged_checkpoints: usize,
     pub(crate) torn: bool,
     pub(crate) records: u64,
+    /// Egroups that no map refers to yet: the log does.
+    pub(crate) undrained: BTreeSet<EgroupId>,
 }
 
 /// Reads checkpoint and log.
@@ -50,8 +52,9 @@ pub(crate) async fn find(flow: &Flow, place: &LanePlace) -> Result<Found, LaneEr
     let lane = place.log.lane;
     let checkpoint = checkpoint.ok_or(LaneError::NoCheckpoint { lane, damaged: damaged_checkpoints })?;
     let (recovery, end) = Recovery::run(flow, place, &LaneOptions::default(), &checkpoint).await?;
+    let undrained = recovery.undrained();
     let (state, records) = recovery.into_state();
-    Ok(Found { checkpoint, state, damaged_checkpoints, torn: end.torn, records })
+    Ok(Found { checkpoint, state, damaged_checkpoints, torn: end.torn, records, undrained })
 }
 
 /// Writes the state as two new checkpoints, so that both slots are sound.

@@ -159,16 +159,7 @@ impl Lane {
             *live.entry(*id).or_insert(0) += u64::from(blocks.count_ones());
         }
         let turn = self.lock().await;
-        let mut ops = Vec::new();
-        for (id, egroup) in &self.0.borrow().state.egroups {
-            match live.get(id) {
-                None => ops.push(MetaOp::of(MetaKind::EgroupDrop, id.0)),
-                Some(live) if *live != egroup.live => {
-                    ops.push(MetaOp { c: U64::new(*live), ..MetaOp::of(MetaKind::EgroupLive, id.0) });
-                }
-                Some(_) => {}
-            }
-        }
+        let ops = self.0.borrow().live_ops(&live);
         if !ops.is_empty() {
             self.commit(&turn, ops).await?;
         }
@@ -210,6 +201,20 @@ pub(super) fn blocks_of(run: &LeafEntry) -> u16 {
 }
 
 impl super::Core {
+    /// What is to be changed so that the state has these counts. What waits for the drain in its place is in no map yet, and stays.
+    fn live_ops(&self, live: &BTreeMap<EgroupId, u64>) -> Vec<MetaOp> {
+        let undrained = self.tables.direct();
+        let known = self.state.egroups.iter().filter(|(id, _)| !undrained.contains(id));
+        let op = |(id, egroup): (&EgroupId, &crate::state::Egroup)| match live.get(id) {
+            None => Some(MetaOp::of(MetaKind::EgroupDrop, id.0)),
+            Some(live) if *live != egroup.live => {
+                Some(MetaOp { c: U64::new(*live), ..MetaOp::of(MetaKind::EgroupLive, id.0) })
+            }
+            Some(_) => None,
+        };
+        known.filter_map(op).collect()
+    }
+
     /// Whether the log has room for attempts to free space; the last of it is for deletions.
     fn may_try(&self) -> bool {
         let (used, all) = self.log.segments_used();

@@ -220,6 +220,7 @@ impl Lane {
             |shard: &ShardId| MetaOp { b: U64::new(number), ..MetaOp::of(MetaKind::SnapshotTake, shard.0) };
         let ops: Vec<MetaOp> = shards.iter().map(take).collect();
         let mut at_cut = Some(at_cut);
+        let _cut = self.nothing_bypasses().await;
         loop {
             // Without the turn: the drain needs it to come to its end.
             self.ready_to_cut().await?;
@@ -359,7 +360,12 @@ impl Core {
 
     /// Applies ops that are durable; the first `regions` of the unrecorded regions are among them.
     pub(super) fn apply(&mut self, ops: &[MetaOp], lsn: Lsn, regions: usize) -> Result<(), StateError> {
-        self.unrecorded.drain(..regions);
+        // Others may have recorded some of them meanwhile.
+        let recorded = ops.get(..regions).unwrap_or_default();
+        let is_recorded = |(disk, region): &(crate::id::DiskNo, u32)| {
+            recorded.iter().any(|op| op.disk.get() == disk.0 && op.a.get() == u64::from(*region))
+        };
+        self.unrecorded.retain(|region| !is_recorded(region));
         for op in ops {
             if let Some(gone) = self.state.apply(op)? {
                 self.release(crate::id::EgroupId(op.id.get()), &gone);
@@ -379,7 +385,7 @@ impl Core {
                 _ => {}
             }
         }
-        self.state.lsn = lsn;
+        self.state.lsn = self.state.lsn.max(lsn);
         self.wake();
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::{Core, Lane, WorkError};
 use crate::codec::Codec;
 use crate::egroup::{Builder, Header, ReadError, piece, read_header, read_piece};
 use crate::format::checkpoint::{MetaKind, MetaOp};
-use crate::format::egroup::{EXTENT_BLOCKS_MAX, KIND_DATA, KIND_NODE};
+use crate::format::egroup::{KIND_DATA, KIND_NODE};
 use crate::id::{BLOCK_BYTES, DiskNo, EgroupId, ExtentNo, Generation, Lsn, ShardId, VBlock};
 use crate::map::{Edit, Miss, NodeRef, Page, Root, Target};
 use crate::state::{Egroup, egroup_op, shard_op, snapshot_op};
@@ -45,6 +45,8 @@ struct NewMap {
     mapped: i64,
     /// What it does not refer to any more and nobody else does.
     dead: BTreeMap<EgroupId, u64>,
+    /// What it refers to of egroups that were written past the log.
+    stored: BTreeMap<EgroupId, u64>,
 }
 
 /// The space of an egroup is not given to anybody else while this lives.
@@ -63,13 +65,23 @@ struct Work {
     cells: Vec<(u64, Cell)>,
 }
 
-/// All that is to be drained of a table, the last LSN in it, and the snapshots that were taken behind that.
-type TableWork = (Vec<Work>, Lsn, Vec<(ShardId, u64)>);
+/// All that is to be drained of a table.
+struct TableWork {
+    work: Vec<Work>,
+    /// The last LSN in it.
+    end: Lsn,
+    /// The snapshots that were taken behind that.
+    snapshots: Vec<(ShardId, u64)>,
+    /// Egroups whose blocks came as they are.
+    direct: Vec<EgroupId>,
+}
 
 impl Lane {
     /// Drains the oldest frozen table, if there is one. Returns whether there was.
     pub(super) async fn drain(&self) -> Result<bool, WorkError> {
-        let Some((work, end, snapshots)) = self.0.borrow().oldest_table() else { return Ok(false) };
+        let Some(TableWork { work, end, snapshots, direct }) = self.0.borrow().oldest_table() else {
+            return Ok(false);
+        };
         let mut drain = Drain::new();
         let outcome = self.drain_all(&mut drain, work).await;
         if let Err(error) = outcome {
@@ -77,7 +89,7 @@ impl Lane {
             return Err(error);
         }
         let turn = self.lock().await;
-        let ops = self.0.borrow().drain_ops(&drain, end, &snapshots);
+        let ops = self.0.borrow().drain_ops(&drain, end, &snapshots, &direct);
         if let Err(error) = self.commit(&turn, ops).await {
             // Where the record was not even appended, nobody will refer to what was written. Else it is unknown whether it is
             // durable: the space stays taken until the lane is opened again.
@@ -114,7 +126,7 @@ impl Lane {
             return Err(error);
         }
         let turn = self.lock().await;
-        let ops = self.0.borrow().drain_ops(&drain, Lsn(0), &[]);
+        let ops = self.0.borrow().drain_ops(&drain, Lsn(0), &[], &[]);
         self.commit(&turn, ops).await?;
         let mut core = self.0.borrow_mut();
         for (node, page) in drain.pages {
@@ -162,16 +174,19 @@ impl Lane {
             self.replace(&mut edit, range.first, range.end - range.first, None).await?;
         }
         let mut cells = work.cells.as_slice();
+        let mut all_stored: BTreeMap<EgroupId, u64> = BTreeMap::new();
         while let Some((block, cell)) = cells.first().copied() {
-            let follows = |(at, (next, other)): &(usize, &(u64, Cell))| {
-                *next == block + *at as u64 && other.slot.is_some() == cell.slot.is_some()
-            };
-            let run = cells.iter().enumerate().take(EXTENT_BLOCKS_MAX).take_while(follows).count().max(1);
+            let (run, stored) = self.0.borrow().tables.arena.run_of(cells);
             let (now, later) = cells.split_at(run);
             cells = later;
-            let target = match cell.slot {
-                None => None,
-                Some(_) => Some(self.add_extent(drain, work.shard, block, now).await?),
+            let target = match (cell.slot, stored) {
+                (None, _) => None,
+                (Some(_), None) => Some(self.add_extent(drain, work.shard, block, now).await?),
+                (Some(_), Some(target)) => {
+                    *all_stored.entry(target.egroup).or_insert(0) += run as u64;
+                    self.breathe(1).await;
+                    Some(target)
+                }
             };
             self.replace(&mut edit, block, run as u64, target).await?;
         }
@@ -181,7 +196,7 @@ impl Lane {
         }
         let mapped = edit.mapped();
         let root = self.store_map(drain, work.shard, edit).await?;
-        drain.maps.push(NewMap { shard: work.shard, reverts, root, mapped, dead });
+        drain.maps.push(NewMap { shard: work.shard, reverts, root, mapped, dead, stored: all_stored });
         Ok(())
     }
 
@@ -421,7 +436,8 @@ impl Core {
         for (shard, block, cell) in table.sorted() {
             entry(&mut work, shard).cells.push((block, cell));
         }
-        Some((work.into_values().collect(), table.end, table.snapshots.clone()))
+        let (snapshots, direct) = (table.snapshots.clone(), table.direct().collect());
+        Some(TableWork { work: work.into_values().collect(), end: table.end, snapshots, direct })
     }
 
     /// The zeroes of all tables up to the first snapshot.
@@ -449,7 +465,13 @@ impl Core {
         }
     }
 
-    fn drain_ops(&self, drain: &Drain, end: Lsn, snapshots: &[(ShardId, u64)]) -> Vec<MetaOp> {
+    fn drain_ops(
+        &self,
+        drain: &Drain,
+        end: Lsn,
+        snapshots: &[(ShardId, u64)],
+        direct: &[EgroupId],
+    ) -> Vec<MetaOp> {
         let mut ops: Vec<MetaOp> = drain.written.iter().map(|(id, egroup)| egroup_op(*id, egroup)).collect();
         // What a revert has made void meanwhile is garbage, and what it replaced is not.
         let valid = |map: &&NewMap| map.reverts == self.reverts.get(&map.shard).copied().unwrap_or(0);
@@ -470,6 +492,7 @@ impl Core {
                 _ => MetaOp { c: U64::new(live), ..MetaOp::of(MetaKind::EgroupLive, id.0) },
             });
         }
+        ops.extend(self.direct_ops(direct, drain.maps.iter().filter(valid).map(|map| &map.stored)));
         let mut shards: BTreeMap<ShardId, (Root, i64)> = BTreeMap::new();
         for map in drain.maps.iter().filter(valid) {
             shards.insert(map.shard, (map.root, map.mapped));
@@ -497,6 +520,25 @@ impl Core {
             ops.push(MetaOp { a: U64::new(end.0), ..MetaOp::of(MetaKind::Drained, 0) });
         }
         ops
+    }
+
+    /// What is needed of egroups that were written past the log, now that maps refer to them.
+    fn direct_ops<'a>(
+        &self,
+        direct: &[EgroupId],
+        stored: impl Iterator<Item = &'a BTreeMap<EgroupId, u64>>,
+    ) -> Vec<MetaOp> {
+        let mut live: BTreeMap<EgroupId, u64> = direct.iter().map(|id| (*id, 0)).collect();
+        for (id, blocks) in stored.flatten() {
+            *live.entry(*id).or_insert(0) += blocks;
+        }
+        let known = live.iter().filter_map(|(id, live)| Some((id, *live, self.state.egroups.get(id)?)));
+        let changed = known.filter(|(_, live, egroup)| egroup.live != *live);
+        let op = |(id, live, _): (&EgroupId, u64, &Egroup)| match live {
+            0 => MetaOp::of(MetaKind::EgroupDrop, id.0),
+            _ => MetaOp { c: U64::new(live), ..MetaOp::of(MetaKind::EgroupLive, id.0) },
+        };
+        changed.map(op).collect()
     }
 
     /// Ops that a checkpoint has room for.

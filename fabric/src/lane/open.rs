@@ -142,6 +142,7 @@ impl Lane {
             waiting_reads: VecDeque::with_capacity(index(options.reads)),
             free_reads: (0..options.reads).rev().collect(),
             read_ios: (0..options.reads).map(|_| Io::boxed()).collect(),
+            bypass: super::bypass::Bypass::new(options.bypass_blocks),
             acks: VecDeque::with_capacity(super::ACKS_MAX),
             done: VecDeque::with_capacity(super::ACKS_MAX + index(options.reads)),
             pins: FixedMap::default(),
@@ -217,11 +218,14 @@ impl Recovery {
         let (shard, block) = (header.shard(), header.block());
         match header.kind() {
             Ok(RecordKind::Meta) => return self.visit_ops(lsn, header.flags, payload),
-            Ok(RecordKind::Write | RecordKind::Zero) => {
+            Ok(RecordKind::Write | RecordKind::Zero | RecordKind::Direct) => {
                 let last = self.shard_lsns.entry(shard).or_insert(0);
                 *last = header.shard_lsn.get().max(*last);
             }
             Err(_) => return,
+        }
+        if header.kind() == Ok(RecordKind::Direct) {
+            return self.visit_direct(lsn, shard, payload);
         }
         // In the maps already, or of a shard that was deleted later.
         if lsn <= self.state.drained || !self.state.shards.contains_key(&shard) {
@@ -247,6 +251,37 @@ impl Recovery {
             tables.arena.block_mut(slot).copy_from_slice(bytes);
             tables.active.put(shard, block.0 + at as u64, lsn, Some(slot), &mut tables.arena);
         }
+    }
+
+    /// An egroup that was written past the log.
+    fn visit_direct(&mut self, lsn: Lsn, shard: ShardId, payload: &[u8]) {
+        let ops: Vec<MetaOp> = ops_of(payload).collect();
+        let mut egroup = EgroupId::NONE;
+        for op in ops.iter().filter(|op| op.kind() != Ok(MetaKind::Stored)) {
+            if op.kind() == Ok(MetaKind::Egroup) {
+                egroup = EgroupId(op.id.get());
+            }
+            if lsn > self.state.lsn
+                && let Err(error) = self.state.apply(op)
+            {
+                self.error.get_or_insert(error);
+            }
+        }
+        self.state.lsn = self.state.lsn.max(lsn);
+        if lsn <= self.state.drained {
+            return;
+        }
+        if self.state.shards.contains_key(&shard) {
+            self.tables.put_stored(shard, egroup, lsn, &ops);
+        } else {
+            // The drain will find that nobody needs it.
+            self.tables.active.put_direct(lsn, egroup);
+        }
+    }
+
+    /// Egroups that no map refers to yet.
+    pub(super) fn undrained(&self) -> std::collections::BTreeSet<EgroupId> {
+        self.tables.direct()
     }
 
     fn visit_ops(&mut self, lsn: Lsn, flags: u8, payload: &[u8]) {

@@ -22,7 +22,7 @@ use crate::egroup::{Header, Piece, parse_header, piece, verify};
 use crate::flow::{DiskIo, Flow};
 use crate::format::egroup::EXTENT_BLOCKS_MAX;
 use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, Lsn, ShardId, VBlock, index};
-use crate::map::{Found, Miss, NodeRef, Page, Root, lookup};
+use crate::map::{Found, Miss, NodeRef, Page, Root, Target, lookup};
 use crate::state::Egroup;
 
 /// Tags of device reads of the read machine; batches of the log are numbered far below.
@@ -61,6 +61,16 @@ pub(super) struct Read {
 enum Cached {
     Copied,
     Missing(u64),
+}
+
+/// What the tables say of a block.
+enum Tabled {
+    Copied,
+    /// It is in an egroup already.
+    Stored(Found),
+    /// The same, and the record that says so is on its way.
+    NotDurable,
+    Nothing,
 }
 
 enum Next {
@@ -216,11 +226,17 @@ impl Core {
         let Some(root) = self.root_for(read) else { return Next::Failed(IoStatus::Gone) };
         let Some(root) = root else { return Next::Failed(IoStatus::NotReady) };
         while read.done < u64::from(read.io.blocks) {
-            if self.copy_from_tables(read) {
-                continue;
-            }
             let block = VBlock(read.io.lba.0 + read.done);
-            match lookup(&self.nodes, root, block) {
+            let (found, tabled) = match self.look_in_tables(read) {
+                Tabled::Copied => continue,
+                Tabled::NotDurable if self.log.failed().is_some() => {
+                    return Next::Failed(IoStatus::ReadError);
+                }
+                Tabled::NotDurable => return Next::Wait(Wait::Durable),
+                Tabled::Stored(found) => (Ok(found), true),
+                Tabled::Nothing => (lookup(&self.nodes, root, block), false),
+            };
+            match found {
                 Err(Miss(node)) => return self.fetch_node(slot, node),
                 Ok(Found::Hole { blocks }) => {
                     let blocks = self.not_in_tables(read, blocks.max(1));
@@ -231,7 +247,7 @@ impl Core {
                     }
                 }
                 Ok(Found::Run { egroup, extent, first, blocks }) => {
-                    let blocks = self.not_in_tables(read, blocks);
+                    let blocks = if tabled { blocks } else { self.not_in_tables(read, blocks) };
                     match self.copy_from_cache(read, (egroup, extent, first), blocks) {
                         Cached::Copied => {}
                         Cached::Missing(blocks) => {
@@ -261,17 +277,35 @@ impl Core {
         }
     }
 
-    fn copy_from_tables(&self, read: &mut Read) -> bool {
+    /// What the tables have of the next block: it is copied, or it is stored and so many behind it are.
+    fn look_in_tables(&self, read: &mut Read) -> Tabled {
         if read.snapshot.is_some() {
-            return false;
+            return Tabled::Nothing;
         }
-        let Some(cell) = self.tables.get(read.shard, read.io.lba.0 + read.done) else { return false };
+        let block = read.io.lba.0 + read.done;
+        let Some(cell) = self.tables.get(read.shard, block) else { return Tabled::Nothing };
+        if let Some(target) = cell.slot.and_then(|slot| self.tables.arena.stored(slot)) {
+            // Only then the lane knows where the egroup is.
+            if cell.lsn >= self.log.durable_end().lsn {
+                return Tabled::NotDurable;
+            }
+            let follows = |at: &u64| {
+                let next = self.tables.get(read.shard, block + at).and_then(|cell| cell.slot);
+                let expected = u8::try_from(*at).map(|at| Target { first: target.first + at, ..target });
+                next.and_then(|slot| self.tables.arena.stored(slot)) == expected.ok()
+            };
+            let left = (u64::from(read.io.blocks) - read.done).min(EXTENT_BLOCKS_MAX as u64);
+            let blocks = 1 + (1..left).take_while(follows).count() as u64;
+            read.seen = read.seen.max(cell.lsn);
+            let Target { egroup, extent, first } = target;
+            return Tabled::Stored(Found::Run { egroup, extent, first, blocks });
+        }
         let bytes = cell.slot.map_or(&ZEROES[..], |slot| self.tables.arena.block(slot));
         let at = usize::try_from(read.done).unwrap_or(usize::MAX) * BLOCK_BYTES;
         read.io.data.copy_in(at, bytes);
         read.done += 1;
         read.seen = read.seen.max(cell.lsn);
-        true
+        Tabled::Copied
     }
 
     /// Copies what the cache has of the run that begins at `from`; or says how many blocks it lacks before the next that it has.

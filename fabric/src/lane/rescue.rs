@@ -69,7 +69,8 @@ pub(crate) async fn rescue(
     let log = log_or_cut(flow, place, findings).await?;
     rescued.log_records = log.records;
     let mut state = State::new();
-    let newest = scan.egroups.keys().map(|id| id.serial()).max().unwrap_or(0);
+    let direct = log.direct.iter().map(|(_, op)| EgroupId(op.id.get()).serial());
+    let newest = scan.egroups.keys().map(|id| id.serial()).chain(direct).max().unwrap_or(0);
     state.next_egroup = newest.max(log.newest_egroup) + 1;
     let mut reader = Reader::new(flow, place);
     let mut walk = Walk::default();
@@ -104,8 +105,10 @@ pub(crate) async fn rescue(
         }
     }
     let live = live_of(&walk);
+    let undrained = log.undrained();
     state.egroups.retain(|id, egroup| {
-        egroup.live = live.get(id).copied().unwrap_or(0);
+        let all = undrained.contains(id).then_some(u64::from(egroup.decoded));
+        egroup.live = all.or(live.get(id).copied()).unwrap_or(0);
         egroup.live > 0
     });
     for (shard, (root, mapped)) in made {
@@ -386,11 +389,25 @@ struct LogFound {
     records: u64,
     newest_egroup: u64,
     ops: Vec<MetaOp>,
+    /// Egroups that were written past the log, by the records that tell of them.
+    direct: Vec<(Lsn, MetaOp)>,
 }
 
 impl LogFound {
+    /// Egroups of which the log says where they belong.
+    fn undrained(&self) -> std::collections::BTreeSet<EgroupId> {
+        let later = self.direct.iter().filter(|(lsn, _)| lsn.0 > self.drained);
+        later.map(|(_, op)| EgroupId(op.id.get())).collect()
+    }
+
     /// What the log says of things that are in no egroup.
     fn apply(&self, state: &mut State) {
+        // The log puts their blocks on top of the maps: they are needed whatever these say.
+        for (_, op) in self.direct.iter().filter(|(lsn, _)| lsn.0 > self.drained) {
+            if !state.egroups.contains_key(&EgroupId(op.id.get())) {
+                let _applied = state.apply(op);
+            }
+        }
         for op in &self.ops {
             match op.kind() {
                 Ok(MetaKind::Note | MetaKind::NoteDrop) => drop(state.apply(op)),
@@ -454,6 +471,7 @@ async fn find_log(flow: &Flow, place: &LanePlace) -> Result<Result<LogFound, Bat
             records: 0,
             newest_egroup: 0,
             ops: Vec::new(),
+            direct: Vec::new(),
         }));
     };
     let begin = position(first, *first_block);
@@ -464,10 +482,15 @@ async fn find_log(flow: &Flow, place: &LanePlace) -> Result<Result<LogFound, Bat
         records: 0,
         newest_egroup: 0,
         ops: Vec::new(),
+        direct: Vec::new(),
     };
     let mut drained = begin.lsn.0 - 1;
-    let visit = |_: Lsn, header: &RecordHeader, payload: &[u8]| {
+    let visit = |lsn: Lsn, header: &RecordHeader, payload: &[u8]| {
         found.records += 1;
+        if header.kind() == Ok(RecordKind::Direct) {
+            let egroups = super::commit::ops_of(payload).filter(|op| op.kind() == Ok(MetaKind::Egroup));
+            found.direct.extend(egroups.map(|op| (lsn, op)));
+        }
         if header.kind() != Ok(RecordKind::Meta) {
             return;
         }

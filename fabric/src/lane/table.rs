@@ -5,7 +5,9 @@
 
 use penstock_reactor::hash::FixedMap;
 
-use crate::id::{BLOCK_BYTES, Lsn, ShardId, VBlock, count32, index};
+use crate::format::egroup::EXTENT_BLOCKS_MAX;
+use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, Lsn, ShardId, VBlock, count32, index};
+use crate::map::Target;
 
 /// A zero of at most so many blocks is kept block by block; a longer one as a range.
 pub(super) const ZERO_CELLS_MAX: u64 = 16;
@@ -22,6 +24,24 @@ pub(super) struct Arena {
     blocks: usize,
     more: Vec<Box<[u8; BLOCK_BYTES]>>,
     free: Vec<u32>,
+    /// Where blocks are that are in egroups already, and their free places; their slots have [`STORED`].
+    stored: Vec<Target>,
+    stored_free: Vec<u32>,
+}
+
+/// A slot with this bit is no memory but says where the block is stored.
+const STORED: u32 = 1 << 31;
+/// Blocks that are in egroups already, as a multiple of the blocks of memory.
+const STORED_PER_BLOCK: u32 = 4;
+
+/// A block's number in an extent of at most 16.
+fn small(at: usize) -> u8 {
+    u8::try_from(at).unwrap_or(u8::MAX)
+}
+
+/// Whether a slot is a block of memory.
+fn in_memory(slot: u32) -> bool {
+    slot & STORED == 0
 }
 
 impl Arena {
@@ -30,7 +50,10 @@ impl Arena {
         let free = (0..blocks).rev().collect();
         let bytes = vec![0; (index(blocks) + 1) * BLOCK_BYTES];
         let begin = bytes.as_ptr().align_offset(BLOCK_BYTES).min(BLOCK_BYTES);
-        Self { bytes, begin, blocks: index(blocks), more: Vec::new(), free }
+        let nowhere = Target { egroup: EgroupId::NONE, extent: ExtentNo(0), first: 0 };
+        let stored = vec![nowhere; index(blocks * STORED_PER_BLOCK)];
+        let stored_free = (0..count32(stored.len())).rev().collect();
+        Self { bytes, begin, blocks: index(blocks), more: Vec::new(), free, stored, stored_free }
     }
 
     pub(super) fn free(&self) -> usize {
@@ -50,7 +73,47 @@ impl Arena {
     }
 
     pub(super) fn give(&mut self, slot: u32) {
-        self.free.push(slot);
+        if in_memory(slot) {
+            self.free.push(slot);
+        } else {
+            self.stored_free.push(slot & !STORED);
+        }
+    }
+
+    /// How many blocks more that are in egroups have room.
+    pub(super) fn stored_room(&self) -> usize {
+        self.stored_free.len()
+    }
+
+    /// A slot that says where a block is; there is always one, as whoever runs a lane looks before, and a log that is replayed has what it needs.
+    pub(super) fn take_stored(&mut self, target: Target) -> u32 {
+        let place = self.stored_free.pop().unwrap_or_else(|| {
+            self.stored.push(target);
+            count32(self.stored.len() - 1)
+        });
+        if let Some(room) = self.stored.get_mut(index(place)) {
+            *room = target;
+        }
+        place | STORED
+    }
+
+    /// Where the block of a slot is, when it is not in memory.
+    #[inline]
+    pub(super) fn stored(&self, slot: u32) -> Option<Target> {
+        if in_memory(slot) { None } else { self.stored.get(index(slot & !STORED)).copied() }
+    }
+
+    /// How many of the first of `cells`, which are in order, go into one extent, or are in one already: where.
+    pub(super) fn run_of(&self, cells: &[(u64, Cell)]) -> (usize, Option<Target>) {
+        let Some((block, cell)) = cells.first() else { return (0, None) };
+        let target = cell.slot.and_then(|slot| self.stored(slot));
+        let follows = |(at, (next, other)): &(usize, &(u64, Cell))| {
+            let expected = target.map(|target| Target { first: target.first + small(*at), ..target });
+            *next == block + *at as u64
+                && other.slot.is_some() == cell.slot.is_some()
+                && other.slot.and_then(|slot| self.stored(slot)) == expected
+        };
+        (cells.iter().enumerate().take(EXTENT_BLOCKS_MAX).take_while(follows).count().max(1), target)
     }
 
     #[inline]
@@ -78,7 +141,7 @@ impl Arena {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cell {
     pub(super) lsn: Lsn,
-    /// Where its contents are; `None`: it is zero and needs no space.
+    /// Where its contents are (a slot of the arena); `None`: it is zero and needs no space.
     pub(super) slot: Option<u32>,
 }
 
@@ -95,6 +158,8 @@ pub(super) struct ZeroRange {
 pub(super) struct Table {
     cells: FixedMap<(ShardId, u64), Cell>,
     ranges: Vec<ZeroRange>,
+    /// Egroups whose blocks came into this table as they are, and the records that told of them.
+    direct: Vec<(Lsn, EgroupId)>,
     /// Frozen: all records up to here are in this table or an older one.
     pub(super) end: Lsn,
     /// The snapshots that were taken when it was frozen.
@@ -109,11 +174,12 @@ impl Table {
         let mut table = Self::default();
         table.cells.reserve(cells);
         table.ranges.reserve(RANGES_MAX);
+        table.direct.reserve(RANGES_MAX);
         table
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.cells.is_empty() && self.ranges.is_empty()
+        self.cells.is_empty() && self.ranges.is_empty() && self.direct.is_empty()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -128,11 +194,21 @@ impl Table {
     #[inline]
     pub(super) fn put(&mut self, shard: ShardId, block: u64, lsn: Lsn, slot: Option<u32>, arena: &mut Arena) {
         let old = self.cells.insert((shard, block), Cell { lsn, slot }).and_then(|old| old.slot);
-        self.slots += usize::from(slot.is_some());
+        self.slots += usize::from(slot.is_some_and(in_memory));
         if let Some(old) = old {
             arena.give(old);
-            self.slots -= 1;
+            self.slots -= usize::from(in_memory(old));
         }
+    }
+
+    /// Notes that an egroup has come, the blocks of which are put afterwards.
+    pub(super) fn put_direct(&mut self, lsn: Lsn, egroup: EgroupId) {
+        self.direct.push((lsn, egroup));
+    }
+
+    /// Egroups whose blocks came into this table as they are.
+    pub(super) fn direct(&self) -> impl Iterator<Item = EgroupId> {
+        self.direct.iter().map(|(_, egroup)| *egroup)
     }
 
     pub(super) fn put_range(&mut self, range: ZeroRange) {
@@ -182,10 +258,11 @@ impl Table {
             let keep = cell.lsn > lsn;
             if let (false, Some(slot)) = (keep, cell.slot) {
                 arena.give(slot);
-                *slots -= 1;
+                *slots -= usize::from(in_memory(slot));
             }
             keep
         });
+        self.direct.retain(|(of, _)| *of > lsn);
         self.ranges.retain(|range| range.lsn > lsn);
     }
 
@@ -203,7 +280,7 @@ impl Table {
             let keep = *of != shard || cell.lsn > lsn;
             if let (false, Some(slot)) = (keep, cell.slot) {
                 arena.give(slot);
-                *slots -= 1;
+                *slots -= usize::from(in_memory(slot));
             }
             keep
         });

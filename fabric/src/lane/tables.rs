@@ -1,9 +1,11 @@
 //! All tables of a lane: the active one, the frozen ones, and their memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
+use super::bypass::stored_blocks;
 use super::table::{Arena, Cell, Table};
-use crate::id::{Lsn, ShardId, index};
+use crate::format::checkpoint::MetaOp;
+use crate::id::{EgroupId, Lsn, ShardId, index};
 
 /// Frozen tables that wait for the drain at most, while the lane runs.
 pub(super) const FROZEN_MAX: usize = 3;
@@ -41,6 +43,25 @@ impl Tables {
     pub(super) fn get(&self, shard: ShardId, block: u64) -> Option<Cell> {
         let active = self.active.get(shard, block);
         active.or_else(|| self.frozen.iter().rev().find_map(|table| table.get(shard, block)))
+    }
+
+    /// Puts the blocks of an egroup that is written already into the active table: `ops` say which.
+    pub(super) fn put_stored(&mut self, shard: ShardId, egroup: EgroupId, lsn: Lsn, ops: &[MetaOp]) {
+        self.active.put_direct(lsn, egroup);
+        for (block, target) in stored_blocks(egroup, ops) {
+            let slot = self.arena.take_stored(target);
+            self.active.put(shard, block, lsn, Some(slot), &mut self.arena);
+        }
+    }
+
+    /// Blocks that one egroup may bring at most, so that it does not need a table for itself.
+    pub(super) fn stored_max(&self) -> usize {
+        self.cells_max / 2
+    }
+
+    /// Egroups that maps do not refer to yet, as their blocks wait for the drain.
+    pub(super) fn direct(&self) -> BTreeSet<EgroupId> {
+        self.frozen.iter().chain([&self.active]).flat_map(Table::direct).collect()
     }
 
     /// Blocks of memory in use.

@@ -20,7 +20,7 @@ impl Core {
         mut io: Box<Io>,
     ) -> Result<(), Box<Io>> {
         io.status = IoStatus::Pending;
-        if self.done.len() + self.acks.len() >= ACKS_MAX {
+        if self.done.len() + self.acks.len() + self.bypass.held() >= ACKS_MAX {
             return Err(io);
         }
         if io.lba.0.checked_add(u64::from(io.blocks)).is_none() {
@@ -35,7 +35,16 @@ impl Core {
             _ if !self.state.shards.contains_key(&shard) => self.end(io, IoStatus::Gone),
             _ if self.held > 0 => Err(io),
             _ if snapshot.is_some() => self.end(io, IoStatus::WriteProtected),
-            Op::Write => self.submit_write(shard, io),
+            Op::Write | Op::Unmap | Op::WriteZeroes
+                if self.bypass.overlaps(shard, io.lba.0, u64::from(io.blocks)) =>
+            {
+                Err(io)
+            }
+            Op::Write if self.may_bypass(shard, &io) => {
+                self.submit_bypass(shard, io);
+                Ok(())
+            }
+            Op::Write => self.submit_logged(shard, io),
             Op::Unmap | Op::WriteZeroes => self.submit_zero(shard, io),
             Op::Compare | Op::CompareAndWrite | Op::Copy | Op::Reset => self.end(io, IoStatus::Unsupported),
         }
@@ -47,7 +56,8 @@ impl Core {
         Ok(())
     }
 
-    fn submit_write(&mut self, shard: ShardId, io: Box<Io>) -> Result<(), Box<Io>> {
+    /// Takes a write by way of the log.
+    pub(super) fn submit_logged(&mut self, shard: ShardId, io: Box<Io>) -> Result<(), Box<Io>> {
         let blocks = index(io.blocks);
         if blocks == 0 || blocks > PAYLOAD_BLOCKS_MAX {
             return self.end(io, IoStatus::BadLength);
@@ -134,7 +144,7 @@ impl Core {
         Record { kind, flags: 0, shard, block, blocks, shard_lsn, epoch: 1 }
     }
 
-    fn make_room(&mut self, slots: usize, cells: usize) -> bool {
+    pub(super) fn make_room(&mut self, slots: usize, cells: usize) -> bool {
         let before = self.tables.frozen.len();
         let room = self.tables.make_room(slots, cells, Lsn(self.log.next_lsn().0 - 1));
         if self.tables.frozen.len() != before {
@@ -167,6 +177,7 @@ impl Core {
     /// Ends the writes and flushes whose records are durable, in order; all of them when the log has failed.
     pub(super) fn acknowledge(&mut self) {
         let durable = self.log.durable_end().lsn;
+        self.apply_direct();
         while let Some((lsn, _)) = self.acks.front() {
             let status = match (*lsn < durable, self.log.failed()) {
                 (true, _) => IoStatus::Success,

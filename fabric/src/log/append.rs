@@ -91,7 +91,7 @@ impl Log {
         let blocks = header_blocks(records + 1) + (at + payload_bytes).div_ceil(BLOCK_BYTES);
         // What frees space goes on longer than what needs it, and what records that longest.
         let reserve = match record.kind {
-            RecordKind::Write => RESERVE_SEGMENTS,
+            RecordKind::Write | RecordKind::Direct => RESERVE_SEGMENTS,
             RecordKind::Zero => RESERVE_SEGMENTS - 1,
             RecordKind::Meta => 0,
         };

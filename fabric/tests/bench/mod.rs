@@ -26,7 +26,7 @@ use penstock_reactor::rng::Rng;
 use uuid::Uuid;
 
 pub(crate) const OPTIONS: LaneOptions =
-    LaneOptions { table_blocks: 1024, nodes: 64, headers: 8, reads: 16, cache_blocks: 256 };
+    LaneOptions { table_blocks: 1024, nodes: 64, headers: 8, reads: 16, cache_blocks: 256, bypass_blocks: 6 };
 
 pub(crate) type Work = Pin<Box<dyn Future<Output = Result<(), WorkError>>>>;
 
@@ -284,7 +284,8 @@ impl Bench {
         self.next_tag += 1;
         io.set(self.next_tag, op, IoFlags::NONE, Lba(block), blocks);
         if matches!(op, Op::Read | Op::Write) {
-            io.data.push(Buf::zeroed(usize::try_from(blocks).unwrap() * BLOCK_BYTES).unwrap());
+            let Some(buf) = Buf::zeroed(usize::try_from(blocks).unwrap() * BLOCK_BYTES) else { return false };
+            io.data.push(buf);
         }
         for at in 0..u64::from(blocks) {
             match op {
@@ -356,9 +357,10 @@ impl Bench {
             idle = if world.step(self)? { 0 } else { idle + 1 };
             assert!(
                 idle < 1000,
-                "{} I/Os and {} flows wait for nothing",
+                "{} I/Os and {} flows wait for nothing: {:?}",
                 self.under_way.len(),
-                self.flows.len()
+                self.flows.len(),
+                self.lane.usage()
             );
         }
         Ok(())

@@ -29,6 +29,9 @@ pub struct Caps {
     pub write_cache: bool,
     /// Unmapped blocks read as zeroes.
     pub unmap_zeroes: bool,
+    /// A read may come without buffers: it gets them from its core's pool when it is done, not when it is submitted. Where
+    /// a read is a copy, few buffers then go round, and they stay in the core's cache.
+    pub late_buffers: bool,
 }
 
 impl Caps {
@@ -75,7 +78,7 @@ impl Caps {
     pub fn of_filter(&self) -> Self {
         let supported = Op::ALL.into_iter().filter(|op| self.supports(*op) && *op != Op::Reset);
         let native_ops = supported.fold(0, |set, op| set | (1 << op as u8));
-        Self { native_ops, io_blocks_max: 0, boundary_blocks: 0, ..*self }
+        Self { native_ops, io_blocks_max: 0, boundary_blocks: 0, late_buffers: false, ..*self }
     }
 }
 

@@ -8,6 +8,7 @@ mod region;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use penstock_reactor::mem::{BUF_BYTES_MAX, Buf};
 use penstock_reactor::{Cx, Tick};
 use serde::Deserialize;
 use serde_json::json;
@@ -22,8 +23,9 @@ use region::Region;
 
 /// I/Os of one channel under way at most.
 const QUEUE_LEN: usize = 4096;
-/// Bytes copied in one call of `poll` at most, so that it keeps its core well below 1 ms.
-const POLL_BYTES_MAX: usize = 1 << 20;
+/// Bytes copied in one call of `poll` at most, so that it keeps its core well below 1 ms, and that what was read is still in
+/// the core's cache when it is sent.
+const POLL_BYTES_MAX: usize = 256 << 10;
 
 /// Parameters of `bdev_malloc_create`.
 #[derive(Debug, Clone, Deserialize)]
@@ -101,6 +103,8 @@ impl Malloc {
             optimal_blocks: 0,
             write_cache: false,
             unmap_zeroes: true,
+            // What is split has to have its buffers before.
+            late_buffers: options.optimal_io_boundary == 0,
         };
         let shared = Shared::new(SharedConfig {
             name: name.to_owned(),
@@ -187,6 +191,24 @@ impl MallocChannel {
         usize::try_from(lba).unwrap_or(usize::MAX).saturating_mul(self.block_bytes)
     }
 
+    /// Gives a read its buffers that came without; false where there are none just now.
+    #[inline]
+    fn has_buffers(&self, io: &mut Io) -> bool {
+        if io.op != Op::Read || !io.data.is_empty() {
+            return true;
+        }
+        let mut left = usize::try_from(io.blocks).unwrap_or(usize::MAX).saturating_mul(self.block_bytes);
+        while left > 0 {
+            let Some(buf) = Buf::alloc(left.min(BUF_BYTES_MAX)) else {
+                io.data.clear();
+                return false;
+            };
+            left -= buf.len();
+            io.data.push(buf);
+        }
+        true
+    }
+
     #[inline]
     fn execute(&self, io: &mut Io) -> IoStatus {
         let mut at = self.offset(io.lba.0);
@@ -238,6 +260,10 @@ impl Channel for MallocChannel {
         let (mut count, mut bytes) = (0, 0);
         while count < budget && bytes < POLL_BYTES_MAX {
             let Some(mut io) = self.queue.pop_front() else { break };
+            if !self.has_buffers(&mut io) {
+                self.queue.push_front(io);
+                break;
+            }
             if let Some(next) = self.queue.front() {
                 self.region.prefetch(self.offset(next.lba.0));
             }

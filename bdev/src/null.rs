@@ -90,6 +90,7 @@ impl Null {
             optimal_blocks: 0,
             write_cache: false,
             unmap_zeroes: false,
+            late_buffers: false,
         };
         let shared = Shared::new(SharedConfig {
             name: name.to_owned(),

@@ -183,6 +183,7 @@ fn caps(disk: &Disk) -> Caps {
         optimal_blocks: disk.optimal_bytes / disk.block_bytes,
         write_cache: true,
         unmap_zeroes: disk.can_punch,
+        late_buffers: false,
     }
 }
 

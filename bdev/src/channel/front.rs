@@ -230,7 +230,8 @@ impl BdevChannel {
         let bytes = u64::from(io.blocks) * u64::from(self.shared.block_bytes());
         let wanted = usize::try_from(bytes).ok().and_then(|bytes| bytes.checked_mul(io.op.data_factor()));
         if io.op.data_factor() > 0 && wanted != Some(io.data.len_bytes()) {
-            return Err(IoStatus::BadLength);
+            let late = io.op == Op::Read && io.data.is_empty() && self.shared.caps().late_buffers;
+            return if late { Ok(()) } else { Err(IoStatus::BadLength) };
         }
         Ok(())
     }

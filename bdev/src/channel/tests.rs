@@ -45,6 +45,7 @@ fn awkward(native: &[Op], io_blocks_max: u32, boundary_blocks: u32, hangs: bool)
         optimal_blocks: 0,
         write_cache: false,
         unmap_zeroes: true,
+        late_buffers: false,
     };
     let shared = Shared::new(SharedConfig {
         name: "a".into(),

@@ -4,6 +4,9 @@
 //! which is what block devices promise of overlapping I/Os. So that the compiler never learns of such bytes as plain
 //! memory, they are touched only by the raw copies in this file: no reference to them is ever made.
 
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod large;
+
 use std::io;
 use std::ptr::NonNull;
 
@@ -58,6 +61,11 @@ impl Region {
     #[inline]
     pub(super) fn read(&self, at: usize, to: &mut [u8]) {
         let from = self.at(at, to.len());
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if to.len() >= large::BYTES_MIN {
+            // SAFETY: `at` checked the source's bounds; the target is a slice outside of this mapping.
+            return unsafe { large::read(from, to.as_mut_ptr(), to.len()) };
+        }
         // SAFETY: `at` checked the source's bounds; the target is a slice outside of this mapping.
         unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
     }
@@ -66,6 +74,11 @@ impl Region {
     #[inline]
     pub(super) fn write(&self, at: usize, from: &[u8]) {
         let to = self.at(at, from.len());
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if from.len() >= large::BYTES_MIN {
+            // SAFETY: `at` checked the target's bounds; the source is a slice outside of this mapping.
+            return unsafe { large::write(from.as_ptr(), to, from.len()) };
+        }
         // SAFETY: `at` checked the target's bounds; the source is a slice outside of this mapping.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
     }
@@ -166,6 +179,23 @@ mod tests {
         assert_eq!(region.first_difference(501_999, &[0, 7]), None);
         region.copy(502_000, 0, 1000);
         assert_eq!(region.first_difference(0, &[7; 1000]), None);
+    }
+
+    #[test]
+    fn large_copies_of_any_length_and_alignment_are_whole_and_touch_nothing_else() {
+        let region = Region::map(1 << 20).unwrap();
+        let bytes: Vec<u8> = (0..200_000_u32).map(|i| i.to_le_bytes()[0] ^ i.to_le_bytes()[1]).collect();
+        for (at, skip, len) in [(0, 0, 65_536), (4096, 1, 65_536), (513, 0, 131_071), (7, 3, 100_001)] {
+            region.zero(0, 300_000);
+            let from = &bytes[skip..skip + len];
+            region.write(at, from);
+            let mut to = vec![0xee; len + 2];
+            region.read(at, &mut to[1..=len]);
+            assert!(to[1..=len] == *from, "{len} bytes at {at}");
+            assert_eq!((to[0], to[len + 1]), (0xee, 0xee));
+            assert_eq!(region.first_difference(0, &vec![0; at]), None);
+            assert_eq!(region.first_difference(at + len, &[0; 4096]), None);
+        }
     }
 
     #[test]

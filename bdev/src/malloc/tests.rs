@@ -67,3 +67,32 @@ fn a_grown_disk_reads_zeroes_beyond_its_old_end() {
     assert_eq!(registry.find(&name).unwrap().shared().blocks(), 2048);
     assert!(matches!(registry.resize(&name, Some(1 << 40)), Err(BdevError::Invalid { .. })));
 }
+
+#[test]
+fn a_read_may_come_without_buffers_and_a_write_may_not() {
+    let (clock, _hand) = Clock::simulated();
+    let config = ReactorConfig { id: ReactorId(0), core: None, mode: PollMode::Busy, clock, seed: 1 };
+    let reactor = Reactor::new(&config).unwrap();
+    let large = |boundary: u32| {
+        let options = json!({"num_blocks": 8192, "block_size": 512, "optimal_io_boundary": boundary});
+        let bdev = Malloc::new("m0", &serde_json::from_value(options).unwrap()).unwrap();
+        Descriptor::unregistered(bdev, OpenMode::ReadWrite).channel(reactor.cx()).unwrap()
+    };
+    let without_buffers = |op: Op| {
+        let mut io = Io::boxed();
+        io.set(1, op, IoFlags::NONE, Lba(8), 3000);
+        io
+    };
+    let mut channel = large(0);
+    let mut write = without_buffers(Op::Write);
+    write.data.push(Buf::zeroed(1 << 20).unwrap());
+    write.data.push(Buf::zeroed((3000 * 512) - (1 << 20)).unwrap());
+    write.data.iter_mut().for_each(|buf| buf.fill(0x5a));
+    assert_eq!(run(&mut channel, write).status, IoStatus::Success);
+    let io = run(&mut channel, without_buffers(Op::Read));
+    assert_eq!((io.status, io.data.len_bytes(), io.data.segments()), (IoStatus::Success, 3000 * 512, 2));
+    assert!(io.data.iter().all(|buf| buf.iter().all(|byte| *byte == 0x5a)));
+    assert_eq!(run(&mut channel, without_buffers(Op::Write)).status, IoStatus::BadLength);
+    // What would have to be split needs its buffers before.
+    assert_eq!(run(&mut large(128), without_buffers(Op::Read)).status, IoStatus::BadLength);
+}

@@ -91,6 +91,7 @@ impl Vdisk {
             // What is acknowledged is in the log, durable.
             write_cache: false,
             unmap_zeroes: true,
+            late_buffers: false,
         };
         let blocks = config.bytes / u64::from(config.block_bytes.max(1));
         let shared = Shared::new(SharedConfig {

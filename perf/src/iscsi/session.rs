@@ -23,6 +23,10 @@ use crate::worker::Device;
 const RECV_BYTES: usize = 256 << 10;
 /// From so many bytes on, data are received straight into their buffer.
 const DIRECT_MIN: usize = 4096;
+/// After a PDU with so many bytes of data or more, only ...
+const BULK_MIN: u32 = 32 << 10;
+/// ... so many bytes behind the expected ones are received, to be copied from there.
+const BULK_ROOM: usize = 4096;
 /// FUA of a CDB's second byte.
 const CDB_FUA: u8 = 0x08;
 
@@ -76,6 +80,8 @@ pub struct Session {
     phase: Phase,
     header: Vec<u8>,
     recv: Box<[u8]>,
+    /// The last PDU was a long one.
+    bulk: bool,
     done: VecDeque<Box<Io>>,
     /// Nothing more comes; what was under way fails.
     lost: bool,
@@ -105,6 +111,7 @@ impl Session {
             phase: Phase::Header,
             header: Vec::with_capacity(BHS_LEN),
             recv: vec![0; RECV_BYTES].into_boxed_slice(),
+            bulk: false,
             done: VecDeque::with_capacity(usize::from(depth)),
             lost: false,
         }
@@ -214,6 +221,7 @@ impl Session {
 
     fn header_came(&mut self, bhs: &Bhs) -> io::Result<()> {
         let len = bhs.data_len.get();
+        self.bulk = len >= BULK_MIN;
         let padded = (len + pad_len(len)) as usize;
         self.phase = if padded == 0 { Phase::Header } else { Phase::Skip(padded) };
         if bhs.ahs_words > 0 {
@@ -343,13 +351,15 @@ impl Session {
 
     fn receive(&mut self) -> io::Result<()> {
         let mut recv = std::mem::take(&mut self.recv);
+        let len = if self.bulk { BULK_ROOM } else { RECV_BYTES };
+        let behind = recv.get_mut(..len).unwrap_or_default();
         let got = match room(&mut self.slots, self.phase) {
             Some(room) if room.len() >= DIRECT_MIN => {
                 let direct = room.len();
-                let mut bufs = [IoSliceMut::new(room), IoSliceMut::new(&mut recv)];
+                let mut bufs = [IoSliceMut::new(room), IoSliceMut::new(behind)];
                 self.socket.recv_vectored(&mut bufs).map(|got| got.map(|got| (got, direct)))
             }
-            _ => self.socket.recv(&mut recv).map(|got| got.map(|got| (got, 0))),
+            _ => self.socket.recv(behind).map(|got| got.map(|got| (got, 0))),
         };
         let outcome = match got {
             Ok(Some((0, _))) => Err(io::ErrorKind::ConnectionReset.into()),

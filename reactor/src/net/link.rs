@@ -15,6 +15,11 @@ pub trait Machine<S> {
     fn wants_bytes(&self) -> bool;
     /// Where the data that come next go, if that is known and worth it.
     fn direct(&mut self) -> Option<&mut [u8]>;
+    /// How many bytes are worth taking into the shared room, where they are copied from: few of them where long data
+    /// come one after another, so that nearly all are received straight into their buffers.
+    fn room_bytes(&self) -> usize {
+        usize::MAX
+    }
     /// `len` bytes have come into [`Self::direct`].
     fn direct_came(&mut self, len: usize, with: &mut S);
     /// Handles bytes as they came.
@@ -108,6 +113,8 @@ impl Link {
             sockets.want_read(&self.sock, self.key, false).ok();
             return Received::Nothing;
         }
+        let room_len = machine.room_bytes().min(room.len());
+        let room = room.get_mut(..room_len).unwrap_or_default();
         let (received, direct) = match machine.direct() {
             Some(data) => {
                 let len = data.len();

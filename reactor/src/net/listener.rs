@@ -42,6 +42,7 @@ impl TcpListener {
         if address.is_ipv6() {
             sockopt::set_ipv6_v6only(&fd, true).map_err(failed)?;
         }
+        socket::no_pacing_within_the_machine(&fd, address);
         let refused = |source| ReactorError::socket("set the options of the listener on", address, source);
         options.apply(fd.as_fd()).map_err(refused)?;
         rustix::net::bind(&fd, &address).map_err(failed)?;

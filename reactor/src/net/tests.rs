@@ -129,6 +129,8 @@ fn accepted_connections_inherit_the_listeners_options() {
     assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 1234);
     // The kernel doubles what is asked for (socket(7), SO_RCVBUF), within its own maximum.
     assert!(sockopt::socket_recv_buffer_size(&socket).unwrap() > 200_000);
+    // Nothing paces within the machine, whatever the system's default is.
+    assert_eq!(sockopt::tcp_congestion(&socket).unwrap(), "reno");
 }
 
 #[test]

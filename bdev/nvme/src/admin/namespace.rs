@@ -300,6 +300,7 @@ impl Traits<'_> {
             optimal_blocks: 0,
             write_cache: self.write_cache,
             unmap_zeroes: DeallocateFeatures(ns.dlfeat).read_behavior() == 1,
+            late_buffers: false,
         }
     }
 }

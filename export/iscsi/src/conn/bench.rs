@@ -142,8 +142,9 @@ impl Directory for Bench {
 }
 
 impl Sink for Bench {
-    fn buffers(&mut self, len: u32) -> Option<Sg> {
-        let list = if self.no_buffers { None } else { crate::group::buffers_of(len) };
+    fn buffers(&mut self, len: u32, late: bool) -> Option<Sg> {
+        let made = || if late { Some(Sg::new()) } else { crate::group::buffers_of(len) };
+        let list = if self.no_buffers { None } else { made() };
         self.held += list.as_ref().map_or(0, |_| u64::from(len));
         list
     }

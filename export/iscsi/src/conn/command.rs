@@ -177,7 +177,8 @@ impl Conn {
         if !matches!(cmd.state, CmdState::NeedData | CmdState::NeedBuffer) {
             return;
         }
-        let Some(buffers) = sink.buffers(cmd.want) else {
+        let late = cmd.state == CmdState::NeedBuffer && cmd.task.takes_late_buffers();
+        let Some(buffers) = sink.buffers(cmd.want, late) else {
             let comes_now = self.pdu.target == Target::Cmd(slot) && self.pdu.left > 0;
             if cmd.state == CmdState::NeedData && comes_now {
                 self.stalled = Some(slot);

@@ -56,7 +56,7 @@ impl Conn {
         cmd.state = CmdState::Early;
         let want = if now > 0 || cmd.unsolicited { first_burst.min(cmd.edtl) } else { 0 };
         if want > 0 {
-            let Some(buffers) = sink.buffers(want) else {
+            let Some(buffers) = sink.buffers(want, false) else {
                 // It counts as received, and is answered before its turn.
                 session.plug(cmd_sn);
                 return self.respond_busy(slot, sink);

@@ -18,6 +18,11 @@ impl<S: Sink> Machine<S> for Conn {
     }
 
     #[inline]
+    fn room_bytes(&self) -> usize {
+        Self::room_bytes(self)
+    }
+
+    #[inline]
     fn direct_came(&mut self, len: usize, sink: &mut S) {
         Self::direct_came(self, len, sink);
     }

@@ -49,6 +49,11 @@ use crate::sessions::SessionKey;
 const TX_BYTES_MAX: usize = 256 << 10;
 /// From so many bytes on, data are received straight into their buffer.
 const DIRECT_MIN: u32 = 4096;
+/// After a PDU with so many bytes of data or more, only ...
+const BULK_MIN: u32 = 32 << 10;
+/// ... so many bytes of the next one are received with its header, to be copied from there; the others go straight into
+/// its buffer.
+const BULK_ROOM: usize = 4096;
 /// Commands for immediate delivery under way at most.
 const IMMEDIATE_MAX: u16 = 16;
 /// Header, additional segments and digest at most.
@@ -59,7 +64,8 @@ const TEXT_MAX: u32 = 64 << 10;
 /// What a connection needs from its surroundings.
 pub(crate) trait Sink: Directory {
     /// Buffers of `len` bytes in all, all but the last as long as can be; or `None` when there are not enough just now.
-    fn buffers(&mut self, len: u32) -> Option<Sg>;
+    /// `late`: they are counted, but made by the bdev; the list is empty.
+    fn buffers(&mut self, len: u32, late: bool) -> Option<Sg>;
     /// So many bytes of buffers are free again.
     fn released(&mut self, bytes: u32);
     /// `id` waits for a buffer: [`Conn::retry`] is to be called.
@@ -342,6 +348,12 @@ impl Conn {
             return None;
         }
         self.slab.get_mut(slot)?.room(at, left).filter(|room| !room.is_empty())
+    }
+
+    /// How many bytes behind those of [`Self::direct`] are worth receiving.
+    #[inline]
+    pub(crate) fn room_bytes(&self) -> usize {
+        if self.pdu.len >= BULK_MIN { BULK_ROOM } else { usize::MAX }
     }
 
     /// `len` bytes have come into [`Self::direct`].

@@ -337,14 +337,14 @@ impl Directory for Core {
 
 impl Sink for Core {
     #[inline]
-    fn buffers(&mut self, len: u32) -> Option<Sg> {
+    fn buffers(&mut self, len: u32, late: bool) -> Option<Sg> {
         let bytes = self.buffer_bytes + u64::from(len);
         // Who came first is served first: small commands would keep large ones waiting for ever.
         let others_wait = !self.starved.is_empty() && !self.serving_starved;
         if bytes > self.common.options.buffer_bytes_max || others_wait {
             return None;
         }
-        let list = buffers_of(len)?;
+        let list = if late { Sg::new() } else { buffers_of(len)? };
         self.buffer_bytes = bytes;
         Some(list)
     }

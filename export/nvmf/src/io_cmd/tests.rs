@@ -16,6 +16,7 @@ const NS: NsGeometry = NsGeometry {
         optimal_blocks: 0,
         write_cache: false,
         unmap_zeroes: true,
+        late_buffers: false,
     },
 };
 const LIMITS: IoLimits = IoLimits { data_len_max: 128 << 10, nsid_max: 32, wzsl: WZSL_DEFAULT, dmrsl: 64 };

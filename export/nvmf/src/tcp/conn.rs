@@ -37,6 +37,13 @@ use fused::Pending;
 const TX_BYTES_MAX: usize = 64 << 10;
 /// From so many bytes on, data is received straight into its buffer.
 const DIRECT_MIN: u32 = 4096;
+
+/// After a PDU with so many bytes of data or more, only ...
+const BULK_MIN: u32 = 32 << 10;
+
+/// ... so many bytes of the next one are received with its header, to be copied from there; the others go straight into
+/// its buffer.
+const BULK_ROOM: usize = 4096;
 /// Bytes of data that one connection may hold in buffers; commands beyond that wait for the earlier ones, so that a
 /// host with many large I/Os, or one that stops in the middle of them, leaves room for the others.
 pub(crate) const HELD_BYTES_MAX: u64 = 8 << 20;
@@ -244,6 +251,12 @@ impl<L> Conn<L> {
         }
         let (slot, at, left) = (pdu.slot?, pdu.at, pdu.data_left);
         self.slab.get_mut(slot)?.data_mut(at, left)
+    }
+
+    /// How many bytes behind those of [`Self::direct`] are worth receiving.
+    #[inline]
+    pub(crate) fn room_bytes(&self) -> usize {
+        if self.rx.pdu.data_len >= BULK_MIN { BULK_ROOM } else { usize::MAX }
     }
 
     /// `len` bytes have come into [`Self::direct`].

@@ -19,6 +19,9 @@ pub(super) const CHUNK_BYTES: u32 = 256 << 10;
 /// has not long to wait.
 const PIECE_BYTES: u32 = 32 << 20;
 
+/// From so many bytes on, a read leaves its buffers to a bdev that has some: all of a queue's shorter ones fit into a cache.
+const LATE_BYTES_MIN: u32 = 32 << 10;
+
 /// How often an ORWRITE starts over when others write the same blocks meanwhile.
 const OR_TRIES_MAX: u8 = 64;
 
@@ -98,6 +101,7 @@ impl Task {
             self.flags = IoFlags::FUA;
         }
         self.answer.transfer_bytes = u64::from(bytes);
+        self.late_buffers = bytes >= LATE_BYTES_MIN && config.descriptor.shared().caps().late_buffers;
         self.job = Job::Read;
         Ok(Step::Buffers { bytes })
     }

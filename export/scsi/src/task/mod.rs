@@ -111,6 +111,8 @@ pub struct Task {
     work: Sg,
     bytes: Vec<u8>,
     has_blocks: bool,
+    /// The bdev gives the read its buffers.
+    late_buffers: bool,
     control: Option<Control>,
     answer: Answer,
 }
@@ -144,6 +146,7 @@ impl Task {
             work: Sg::new(),
             bytes: Vec::new(),
             has_blocks: false,
+            late_buffers: false,
             control: None,
             answer: GOOD,
         }
@@ -160,6 +163,7 @@ impl Task {
         self.now = now;
         self.descriptor_sense = false;
         self.data_out_bytes = command.data_out_bytes;
+        self.late_buffers = false;
         self.flags = IoFlags::NONE;
         self.release_data();
         self.control = None;
@@ -180,13 +184,25 @@ impl Task {
         self.settle(outcome)
     }
 
+    /// Whether [`Self::buffers`] may be given an empty list instead of what [`Step::Buffers`] asks for: the bdev has buffers
+    /// of the same length when it reads. Whoever counts buffers counts them from now on.
+    #[inline]
+    #[must_use]
+    pub fn takes_late_buffers(&self) -> bool {
+        self.late_buffers
+    }
+
     /// Takes the buffers that [`Step::Buffers`] asked for.
     ///
     /// # Panics
     /// When it did not, or for another length.
     pub fn buffers(&mut self, nexus: &mut Nexus, buffers: Sg) -> Step {
         let Step::Buffers { bytes } = self.waits_for else { panic!("the task does not wait for buffers") };
-        assert!(usize::try_from(bytes) == Ok(buffers.len_bytes()), "not the buffers that the task waits for");
+        let none = buffers.is_empty() && self.late_buffers;
+        assert!(
+            none || usize::try_from(bytes) == Ok(buffers.len_bytes()),
+            "not the buffers that the task waits for"
+        );
         let outcome = self.on_buffers(nexus, buffers);
         self.settle(outcome)
     }

@@ -143,6 +143,7 @@ pub fn thin() -> Caps {
         optimal_blocks: 0,
         write_cache: true,
         unmap_zeroes: true,
+        late_buffers: false,
     }
 }
 

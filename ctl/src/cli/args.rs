@@ -183,6 +183,35 @@ pub(crate) enum BdevCommand {
         #[arg(long)]
         reset: bool,
     },
+    /// How long a bdev's I/Os take: percentiles and a histogram
+    #[command(subcommand)]
+    Histogram(HistogramCommand),
+}
+
+/// Histograms of latencies, of a bdev or an iSCSI target.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HistogramCommand {
+    /// Begin to count, or begin anew
+    Start {
+        /// Of what
+        name: String,
+        /// Of a bdev: count this operation only, like read
+        #[arg(long)]
+        op: Option<String>,
+        /// Of a bdev: cut each power of two into 2^BITS parts, 1 to 10
+        #[arg(long, value_name = "BITS")]
+        granularity: Option<u8>,
+    },
+    /// What has been counted
+    Show {
+        /// Of what
+        name: String,
+    },
+    /// Count no more
+    Stop {
+        /// Of what
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -632,6 +661,9 @@ pub(crate) enum IscsiCommand {
         /// The LUN
         lun: u16,
     },
+    /// How long the commands of a target's hosts take: percentiles and a histogram
+    #[command(subcommand)]
+    Histogram(HistogramCommand),
     /// All portal groups
     Portals,
     /// All initiator groups

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::cli::args::{BdevCommand, CreateCommand, InjectError, InjectIo};
 use crate::cli::client::Client;
 use crate::cli::table::{Table, bytes, elements, number_of, text_of, time_ns};
-use crate::cli::{CliError, Out};
+use crate::cli::{CliError, Out, histogram};
 use crate::daemon::options;
 
 pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: BdevCommand) -> Result<(), CliError> {
@@ -60,6 +60,7 @@ pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: BdevCommand) 
             let value = client.call("bdev_get_iostat", json!({"reset_mode": reset_mode}))?;
             out.show(&value, stat)
         }
+        BdevCommand::Histogram(command) => histogram::run(client, out, "bdev", command),
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::cli::args::IscsiCommand;
 use crate::cli::client::Client;
 use crate::cli::table::{Table, elements, number_of, text_of};
-use crate::cli::{CliError, Out};
+use crate::cli::{CliError, Out, histogram};
 
 pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: IscsiCommand) -> Result<(), CliError> {
     match command {
@@ -54,6 +54,7 @@ pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: IscsiCommand)
             let params = json!({"name": name, "pg_tag": portal_group});
             done(client, out, "iscsi_target_node_request_logout", params)
         }
+        IscsiCommand::Histogram(command) => histogram::run(client, out, "iscsi", command),
     }
 }
 

@@ -5,6 +5,7 @@ pub mod args;
 pub mod bdev;
 pub mod client;
 pub mod fsck;
+pub(crate) mod histogram;
 pub mod iscsi;
 pub mod node;
 pub mod nvme;

@@ -18,7 +18,7 @@ fn count(case: &str, ios: u64) -> Result<u64> {
     let mut words = case.split(' ');
     let mut command = Command::new(paths::tool("valgrind")?);
     command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
-    if case.starts_with("nvme-tcp/") {
+    if case.starts_with("nvme-tcp/") || case.starts_with("iscsi/") {
         command.args(["--zero-before=penstock_instructions::drive*", "--toggle-collect=*GroupPoller*poll*"]);
     } else if case.starts_with("nvme/") {
         command.arg("--toggle-collect=*nvme::Driver*");

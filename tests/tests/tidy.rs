@@ -60,6 +60,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "penstock-nvme",
             "penstock-nvme-tcp",
             "penstock-nvmf",
+            "penstock-scsi",
+            "penstock-iscsi",
             "penstock-perf",
         ],
     ),

@@ -7,10 +7,11 @@
 //! valgrind --tool=callgrind --callgrind-out-file=/dev/null penstock-instructions CASE 4000     minus that, over 2,000
 //! ```
 //!
-//! The end-to-end tests do that for every case and hold the result against `limits.toml`. For NVMe/TCP the initiator runs in
+//! The end-to-end tests do that for every case and hold the result against `limits.toml`. For NVMe/TCP and iSCSI the initiator runs in
 //! the same thread, for the PCIe driver the model of a controller; `--toggle-collect` counts our side alone. What the kernel executes is not counted.
 
 mod bdevs;
+mod iscsi;
 mod nvme;
 mod nvme_tcp;
 
@@ -29,7 +30,7 @@ const BLOCK_BYTES: u32 = 4096;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// LAYER/BDEV/OPERATION/QUEUE-DEPTH: layer `bdev` or `nvme-tcp` with bdev `null` or `malloc`, or layer `nvme` with `model`;
+    /// LAYER/BDEV/OPERATION/QUEUE-DEPTH: layer `bdev`, `iscsi` or `nvme-tcp` with bdev `null` or `malloc`, or layer `nvme` with `model`;
     /// operation `read` or `write`.
     case: String,
     /// 4 KiB each.
@@ -68,8 +69,9 @@ fn main() -> anyhow::Result<()> {
     let mut reactor = Reactor::new(&config)?;
     match layer {
         "bdev" => bdevs::run(&mut reactor, bdev, load),
+        "iscsi" => iscsi::run(&mut reactor, &hand, bdev, load),
         "nvme-tcp" => nvme_tcp::run(&mut reactor, &hand, bdev, load, args.idle_connections),
-        _ => anyhow::bail!("unknown layer {layer}: it is bdev, nvme or nvme-tcp"),
+        _ => anyhow::bail!("unknown layer {layer}: it is bdev, iscsi, nvme or nvme-tcp"),
     }
 }
 

@@ -7,7 +7,7 @@
 //! Nothing is written but by a repair, and a repair never changes data: it writes damaged copies again and counts again what
 //! is counted wrongly.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::flow::{DiskError, Flow};
 use crate::id::{DiskNo, EgroupId, LaneNo};
@@ -16,6 +16,7 @@ use crate::lane::rescue::cut_log;
 use crate::lane::rescue::rescue as rescue_lane;
 use crate::lane::{LaneError, LanePlace, WorkError};
 use crate::log::ReplayError;
+use crate::node::Catalog;
 use crate::pool::{self, Pool, PoolError};
 use crate::state::State;
 
@@ -124,6 +125,8 @@ pub struct Report {
     pub findings: Findings,
     /// What there is.
     pub seen: Seen,
+    /// Names of vdisks by the first part of their shards' numbers, where the pool's notes can be read.
+    pub vdisks: BTreeMap<u64, String>,
 }
 
 /// Looks at the pool on these disks, which nobody else has open. `progress` is told of lanes and egroups: done, of how many.
@@ -160,7 +163,12 @@ pub async fn check(
     for lane in (0..lanes).map(LaneNo) {
         let Some(place) = pool.place(lane, &regions) else { continue };
         match check::find(flow, &place).await {
-            Ok(found) => check_lane(flow, &place, found, options, &mut report, &mut spaces, progress).await?,
+            Ok(found) => {
+                if lane == LaneNo(0) {
+                    check_notes(&pool, &found.state, &mut report);
+                }
+                check_lane(flow, &place, found, options, &mut report, &mut spaces, progress).await?;
+            }
             Err(error) => report.findings.add(unopenable(&pool, lane, &error)),
         }
     }
@@ -172,6 +180,20 @@ pub async fn check(
         ));
     }
     Ok(report)
+}
+
+/// What the pool has been told to keep: in lane 0.
+fn check_notes(pool: &Pool, state: &State, report: &mut Report) {
+    match Catalog::read(pool.uuid, &state.notes) {
+        Ok(catalog) => {
+            report.vdisks = catalog.vdisks.into_iter().map(|(number, note)| (number, note.name)).collect();
+        }
+        Err(error) => report.findings.add(Finding::damage(
+            error.to_string(),
+            "the pool is not opened; data and maps are not touched by it",
+            "open it with the program that wrote it; of a damaged note, ask for help with a copy of the disks",
+        )),
+    }
 }
 
 /// Makes lanes that cannot be opened openable again, from what is on the disks alone; the others are left as they are.

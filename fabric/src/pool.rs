@@ -92,6 +92,20 @@ pub enum PoolError {
         /// The pool being opened.
         wanted: Uuid,
     },
+    /// A disk became shorter.
+    #[error(
+        "disk {} has {found} blocks of 4 KiB of the {wanted} that it had when the pool was made: it was cut off, or is a copy that is not \
+         whole; give it its length back",
+        at.0
+    )]
+    Short {
+        /// Where it is plugged in.
+        at: DiskNo,
+        /// Its length now, in blocks.
+        found: u64,
+        /// Its length then.
+        wanted: u64,
+    },
     /// A disk of the pool is not there.
     #[error("pool {pool} lacks disk {disk} (number {})", number.0)]
     Missing {
@@ -283,6 +297,10 @@ pub async fn assemble(
     let mut members = Vec::new();
     for (at, blocks) in plugged {
         if let Probe::Member(superblock, bad) = probe(flow, *at, *blocks).await? {
+            let (found, wanted) = (*blocks, superblock.layout.blocks);
+            if found < wanted {
+                return Err(PoolError::Short { at: *at, found, wanted });
+            }
             members.push((*at, *superblock, bad));
         }
     }

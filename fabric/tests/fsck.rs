@@ -86,6 +86,27 @@ fn damage_is_named_and_what_is_safe_to_mend_is_mended() {
     assert!(report.findings.list.iter().any(|one| one.what.contains("extent")), "{:?}", report.findings.list);
 }
 
+/// A log whose blocks were all zeroed looked like one that ends where it begins: what it had was lost without a word.
+#[test]
+fn a_log_that_is_gone_is_damage_and_no_torn_end() {
+    let (mut world, place, mut bench) = used(31);
+    let mut rng = Rng::seeded(31);
+    load(&mut world, &mut bench, &mut rng, 20, 700).unwrap();
+    bench.quiesce(&mut world).unwrap();
+    drop(bench);
+    world.cut();
+    let log = place.log;
+    for block in 0..u64::from(log.segment_blocks) * u64::from(log.segments) {
+        world.disks[0].poke(log.first.0 + block, &[0; 4096]);
+    }
+    let report = check(&mut world, LOOK);
+    assert!(report.findings.damage > 0, "{:#?}", report.findings.list);
+    // A rescue says so and goes on without it.
+    let (findings, _) = rescue(&mut world);
+    assert!(findings.count > 0);
+    assert_eq!(check(&mut world, LOOK).findings.damage, 0);
+}
+
 fn rescue(world: &mut World) -> (fsck::Findings, Vec<(LaneNo, fsck::Rescued)>) {
     let (flow, plugged) = (Flow::new(), world.plugged());
     world.must(&mut flow.clone(), fsck::rescue(&flow, &plugged)).unwrap()

@@ -57,6 +57,15 @@ fn a_missing_a_doubled_and_a_foreign_disk_are_refused_by_name() {
 }
 
 #[test]
+fn a_disk_that_was_cut_off_is_refused() {
+    let (mut world, flow) = made(4, 1);
+    let open = pool::open(&flow, &[(DiskNo(0), BLOCKS - 8)]);
+    let short = world.must(&mut flow.clone(), open).unwrap_err();
+    assert!(matches!(short, PoolError::Short { wanted: BLOCKS, .. }), "{short}");
+    assert!(short.to_string().contains("give it its length back"), "{short}");
+}
+
+#[test]
 fn any_single_copy_is_enough_and_opening_mends_the_others() {
     for kept in 0..4 {
         let (mut world, flow) = made(3, 1);

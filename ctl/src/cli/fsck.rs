@@ -1,5 +1,6 @@
 //! `penstock fsck` and `penstock rescue`: a pool's disks, looked at and mended while no daemon has them.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,8 +17,9 @@ use super::{CliError, Out};
 
 /// Looks at the pool on `disks`, and repairs what is safe to repair.
 pub(crate) fn check(out: &mut Out<'_>, disks: &[PathBuf], options: CheckOptions) -> Result<(), CliError> {
-    let quiet = out.json;
-    let report = on_disks(disks, async move |flow, plugged| {
+    // For people that look.
+    let quiet = out.json || !std::io::stderr().is_terminal();
+    let report = on_disks(disks, options.repair, async move |flow, plugged| {
         let mut shown = 0;
         let mut progress = |lane: LaneNo, done: u64, of: u64| {
             let percent = done * 100 / of.max(1);
@@ -37,13 +39,15 @@ pub(crate) fn check(out: &mut Out<'_>, disks: &[PathBuf], options: CheckOptions)
     let value = json!({
         "clean": report.findings.is_clean(),
         "findings": findings(&report.findings),
+        "vdisks": report.vdisks.iter().map(|(number, name)| json!({ "shards": number, "name": name })).collect::<Vec<_>>(),
         "lanes": seen.lanes, "shards": seen.shards, "snapshots": seen.snapshots, "egroups": seen.egroups,
         "mapped_bytes": seen.mapped_blocks * 4096, "used_bytes": seen.used_blocks * 4096, "log_records": seen.log_records,
     });
     out.show(&value, |_| {
         format!(
-            "{}{} lanes, {} shards, {} snapshots, {} egroups; {} MiB mapped, {} MiB used, {} records in logs\n",
+            "{}{}{} lanes, {} shards, {} snapshots, {} egroups; {} MiB mapped, {} MiB used, {} records in logs\n",
             text(&report.findings),
+            names(&report),
             seen.lanes,
             seen.shards,
             seen.snapshots,
@@ -61,7 +65,7 @@ pub(crate) fn check(out: &mut Out<'_>, disks: &[PathBuf], options: CheckOptions)
 
 /// Makes the lanes of the pool on `disks` that cannot be opened openable again.
 pub(crate) fn rescue(out: &mut Out<'_>, disks: &[PathBuf]) -> Result<(), CliError> {
-    let outcome = on_disks(disks, async |flow, plugged| fsck::rescue(&flow, &plugged).await)?;
+    let outcome = on_disks(disks, true, async |flow, plugged| fsck::rescue(&flow, &plugged).await)?;
     let (found, lanes) = outcome.map_err(|error| CliError::Pool(Box::new(error)))?;
     let lane = |(lane, rescued): &(LaneNo, fsck::Rescued)| {
         json!({
@@ -104,6 +108,20 @@ fn severity(finding: &Finding) -> &'static str {
     }
 }
 
+/// Which vdisks the findings speak of.
+fn names(report: &fsck::Report) -> String {
+    let mut all = String::new();
+    for (number, name) in &report.vdisks {
+        let word = format!("shard {number}.");
+        if report.findings.list.iter().any(|finding| finding.what.contains(&word)) {
+            all += &format!(
+                "shards {number}.* are vdisk {name}, whose blocks count from its beginning, 4096 bytes each\n"
+            );
+        }
+    }
+    all
+}
+
 fn text(findings: &Findings) -> String {
     let mut all = String::new();
     for finding in &findings.list {
@@ -120,9 +138,10 @@ fn text(findings: &Findings) -> String {
     all
 }
 
-/// Runs a control flow over the disks, on a reactor of its own in this thread.
+/// Runs a control flow over the disks, which is let write to them or not, on a reactor of its own in this thread.
 fn on_disks<T: 'static>(
     disks: &[PathBuf],
+    writes: bool,
     work: impl AsyncFnOnce(Flow, Vec<(DiskNo, u64)>) -> T + 'static,
 ) -> Result<T, CliError> {
     let pool = |error: Box<dyn std::error::Error + Send + Sync>| CliError::Pool(error);
@@ -132,10 +151,11 @@ fn on_disks<T: 'static>(
     let mut channels = Vec::with_capacity(disks.len());
     let mut open = Vec::with_capacity(disks.len());
     for (number, path) in disks.iter().enumerate() {
-        let options = json!({ "name": format!("disk{number}"), "filename": path });
+        let options = json!({ "name": format!("disk{number}"), "filename": path, "readonly": !writes });
         let options: UringOptions = serde_json::from_value(options).map_err(CliError::Params)?;
         let bdev: Arc<dyn Bdev> = Uring::new(options).map_err(|error| pool(error.into()))?;
-        let disk = Descriptor::unregistered(bdev, OpenMode::ReadWrite);
+        let mode = if writes { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
+        let disk = Descriptor::unregistered(bdev, mode);
         channels.push(disk.channel(reactor.cx()).map_err(|error| pool(error.into()))?);
         open.push(disk);
     }
@@ -169,7 +189,7 @@ mod tests {
     fn pool_in_a_file(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("penstock-{name}-{}", std::process::id()));
         std::fs::File::create(&path).unwrap().set_len(256 << 20).unwrap();
-        on_disks(std::slice::from_ref(&path), async |flow: Flow, plugged: Vec<(DiskNo, u64)>| {
+        on_disks(std::slice::from_ref(&path), true, async |flow: Flow, plugged: Vec<(DiskNo, u64)>| {
             let (at, blocks) = plugged[0];
             let uuid = uuid::Uuid::from_u128(1);
             let options = PoolOptions { lanes: 2, segments: 4, ..PoolOptions::default() };

@@ -1,8 +1,8 @@
 //! Reading the log again: batch after batch from where the checkpoint says, up to the torn end.
 //!
 //! The end is where the next batch is not, or is not whole. That is the torn end of a power cut unless something knows
-//! better: a later batch that says this one was durable, or a checkpoint that includes what came behind it. Then the log is
-//! damaged, which is reported and never passed over.
+//! better: a later batch that says this one was durable, a checkpoint that includes what came behind it, or one that begins within a
+//! segment of which nothing is there. Then the log is damaged, which is reported and never passed over.
 
 use penstock_reactor::mem::Buf;
 
@@ -95,7 +95,8 @@ pub async fn replay(
             }
             Err((source, at)) => {
                 let (known, torn) = search(flow, place, position.batch).await?;
-                if known || position.lsn < at_least {
+                let gone = position == from && is_gone(flow, place, from).await?;
+                if known || gone || position.lsn < at_least {
                     let (batch, lsn) = (position.batch, position.lsn);
                     return Err(ReplayError::Damaged { lane: place.lane, batch, lsn, at, source });
                 }
@@ -129,6 +130,17 @@ async fn next_batch(
         Ok(_) => Ok(Err((why, here))),
         Err(error) => Ok(Err((if why == FormatError::Magic { error } else { why }, here))),
     }
+}
+
+/// Whether reading was to begin within a segment whose header is not there: it was durable before the checkpoint that says so, so this
+/// is no power cut.
+async fn is_gone(flow: &Flow, place: &LogPlace, from: LogPosition) -> Result<bool, DiskError> {
+    if from.block == 0 {
+        return Ok(false);
+    }
+    let first = place.segment_first(from.segment);
+    let buf = flow.read(place.at, first, 1).await?;
+    Ok(Prefix::check(&place.identity(Magic::SEGMENT, first, from.segment.0), &buf).is_err())
 }
 
 async fn begins_with(

@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod image;
 pub mod methods;
 pub mod metrics;
 pub mod rpc;

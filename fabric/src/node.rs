@@ -9,6 +9,7 @@
 //! is changed for it; every lane of a pool is open before the first of them is written to.
 
 mod catalog;
+mod compression;
 mod container;
 mod error;
 mod open;
@@ -17,7 +18,10 @@ mod recover;
 mod report;
 mod seat;
 mod snapshot;
+mod transfer;
+mod usage;
 mod vdisk;
+mod why;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -32,7 +36,11 @@ use penstock_bdev::{Descriptor, EventKind, Registry, Subscription};
 use penstock_reactor::{Cx, ReactorHandle};
 use uuid::Uuid;
 
-pub use catalog::{Catalog, Change, ContainerNote, NoteText, Phase, PoolNote, SnapshotNote, VdiskNote};
+pub use catalog::{
+    Catalog, Change, CodecNote, CompressionNote, ContainerNote, NoteText, Phase, PoolNote, SnapshotNote,
+    VdiskNote,
+};
+pub use compression::DELAY_MAX_S;
 pub use container::ContainerOptions;
 pub use error::FabricError;
 pub use open::NewPool;
@@ -40,6 +48,7 @@ pub use pool::Pool;
 pub use report::{PoolEvent, PoolUsage};
 pub use seat::Seat;
 pub use snapshot::SnapshotRequest;
+pub use transfer::{Export, Import};
 pub use vdisk::{NewVdisk, Resize};
 
 use crate::format::superblock::Superblock;
@@ -170,6 +179,9 @@ impl Fabric {
                 pool.count_containers().await;
                 if looks == 0 {
                     self.look_at_usage(&pool).await;
+                    if let Err(error) = pool.compress_old().await {
+                        tracing::warn!(pool = pool.name(), error = %chain(&error), "old data are not compressed");
+                    }
                 }
             }
         }

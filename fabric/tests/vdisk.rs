@@ -291,7 +291,11 @@ fn a_container_keeps_its_vdisks_below_its_limit_and_others_out_of_its_reservatio
     node.create_pool(&["m1"]).unwrap();
     let pool = node.fabric.pool(None).unwrap();
     node.create_vdisk("v", 1 << 40, 4096).unwrap();
-    let limit = |limit, reserve| ContainerOptions { limit: Some(limit), reserve: Some(reserve) };
+    let limit = |limit, reserve| ContainerOptions {
+        limit: Some(limit),
+        reserve: Some(reserve),
+        ..ContainerOptions::default()
+    };
     node.wait(node.fabric.set_container(&pool, "default", &limit(16 << 20, 0))).unwrap();
     let (pieces, status) = node.run(0, "v", |script| fill(script, 100));
     assert_eq!(status, IoStatus::NoSpace);
@@ -309,11 +313,11 @@ fn a_container_keeps_its_vdisks_below_its_limit_and_others_out_of_its_reservatio
     assert_eq!(node.run(0, "v", |script| fill(script, 30)), (120, IoStatus::Success));
     // All but 40 MiB is another's.
     let rest = pool.capacity_blocks() * 4096 - (40 << 20);
-    let other = ContainerOptions { limit: None, reserve: Some(rest) };
+    let other = ContainerOptions { limit: None, reserve: Some(rest), ..ContainerOptions::default() };
     node.wait(node.fabric.create_container(&pool, "gold", &other)).unwrap();
     let (pieces, status) = node.run(0, "v", |script| fill(script, 60));
     assert_eq!(status, IoStatus::NoSpace, "{pieces} pieces");
-    let too_much = ContainerOptions { limit: None, reserve: Some(41 << 20) };
+    let too_much = ContainerOptions { limit: None, reserve: Some(41 << 20), ..ContainerOptions::default() };
     assert!(node.wait(node.fabric.create_container(&pool, "silver", &too_much)).is_err());
     node.kill();
 }

@@ -1,11 +1,18 @@
 //! The tool's command line.
 
+mod fabric;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use serde::Serialize;
+
+pub(crate) use fabric::{
+    ContainerCommand, ContainerOptions, ExportOptions, ImportOptions, PoolCommand, SnapshotCommand,
+    VdiskCommand,
+};
 
 /// Controls the daemon of a Penstock node.
 #[derive(Debug, Parser)]
@@ -28,6 +35,27 @@ pub(crate) enum Command {
     /// Block devices
     #[command(subcommand)]
     Bdev(BdevCommand),
+    /// Pools of disks
+    #[command(subcommand)]
+    Pool(PoolCommand),
+    /// Containers: limits, reservations and compression of vdisks
+    #[command(subcommand)]
+    Container(ContainerCommand),
+    /// vdisks
+    #[command(subcommand)]
+    Vdisk(VdiskCommand),
+    /// Snapshots and clones of vdisks
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Make a vdisk of a raw or qcow2 image
+    Import(ImportOptions),
+    /// Write a vdisk, as of one moment, to a sparse raw file
+    Export(ExportOptions),
+    /// Why a vdisk is as it is: its state, causes, what shows them, and what to do
+    Why {
+        /// Name or UUID of the vdisk
+        vdisk: String,
+    },
     /// NVMe controllers that this node uses: local ones and remote ones
     #[command(subcommand)]
     Nvme(NvmeCommand),

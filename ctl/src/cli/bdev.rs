@@ -5,8 +5,7 @@ use serde_json::{Value, json};
 use crate::cli::args::{BdevCommand, CreateCommand, InjectError, InjectIo};
 use crate::cli::client::Client;
 use crate::cli::table::{Table, bytes, elements, number_of, text_of, time_ns};
-use crate::cli::{CliError, Out, histogram};
-use crate::daemon::options;
+use crate::cli::{CliError, Out, histogram, size_of};
 
 pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: BdevCommand) -> Result<(), CliError> {
     match command {
@@ -62,10 +61,6 @@ pub(crate) fn run(client: &mut Client, out: &mut Out<'_>, command: BdevCommand) 
         }
         BdevCommand::Histogram(command) => histogram::run(client, out, "bdev", command),
     }
-}
-
-fn size_of(text: &str) -> Result<usize, CliError> {
-    options::size("SIZE", text).map_err(|error| CliError::Usage(error.to_string()))
 }
 
 /// What happens to I/Os; the method wants a word with clear too.

@@ -63,6 +63,16 @@ pub enum CliError {
         /// How many of them are damage.
         damage: u64,
     },
+    /// A job failed.
+    #[error("the {kind} of vdisk {vdisk} failed: {error}")]
+    Job {
+        /// Import or export.
+        kind: String,
+        /// The vdisk.
+        vdisk: String,
+        /// What the daemon says.
+        error: String,
+    },
     /// The output went away.
     #[error("cannot write the output")]
     Output(#[source] io::Error),

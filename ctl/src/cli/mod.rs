@@ -10,8 +10,11 @@ pub mod iscsi;
 pub mod node;
 pub mod nvme;
 pub mod nvmf;
+pub mod pool;
 pub(crate) mod table;
 pub mod top;
+pub mod transfer;
+pub mod vdisk;
 pub mod vhost;
 
 mod error;
@@ -96,12 +99,24 @@ pub fn run(args: Args, writer: &mut dyn Write) -> Result<(), CliError> {
         Command::Log => node::log(&mut connect()?, &mut out),
         Command::Shutdown => node::shutdown(&mut connect()?, &mut out),
         Command::Bdev(command) => bdev::run(&mut connect()?, &mut out, command),
+        Command::Pool(command) => pool::pool(&mut connect()?, &mut out, command),
+        Command::Container(command) => pool::container(&mut connect()?, &mut out, command),
+        Command::Vdisk(command) => vdisk::vdisk(&mut connect()?, &mut out, command),
+        Command::Snapshot(command) => vdisk::snapshot(&mut connect()?, &mut out, command),
+        Command::Import(options) => transfer::import(&mut connect()?, &mut out, options),
+        Command::Export(options) => transfer::export(&mut connect()?, &mut out, options),
+        Command::Why { vdisk } => vdisk::why(&mut connect()?, &mut out, &vdisk),
         Command::Nvme(command) => nvme::run(&mut connect()?, &mut out, command),
         Command::Nvmf(command) => nvmf::run(&mut connect()?, &mut out, command),
         Command::Iscsi(command) => iscsi::run(&mut connect()?, &mut out, command),
         Command::Vhost(command) => vhost::run(&mut connect()?, &mut out, command),
         Command::Top { interval, count } => top::run(&mut connect()?, out.writer, interval, count),
     }
+}
+
+/// Bytes from `64M`, `1G`, `4096`.
+pub(crate) fn size_of(text: &str) -> Result<usize, CliError> {
+    crate::daemon::options::size("SIZE", text).map_err(|error| CliError::Usage(error.to_string()))
 }
 
 fn config(client: &mut Client, out: &mut Out<'_>, command: ConfigCommand) -> Result<(), CliError> {

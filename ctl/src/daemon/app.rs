@@ -15,7 +15,7 @@ use penstock_reactor::{Clock, PollMode, ReactorHandle};
 use penstock_security::keyring::Keyring;
 use penstock_vhost::Vhost;
 use serde_json::Value;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
 
 use crate::daemon::config::{Call, Calls};
 use crate::daemon::events::Notes;
@@ -26,6 +26,7 @@ use crate::daemon::state;
 use crate::daemon::stats::Baselines;
 use crate::methods;
 use crate::methods::histogram::EnabledSet;
+use crate::methods::transfer::Jobs;
 use crate::rpc::error::{INVALID_STATE, errno};
 use crate::rpc::method::{LocalFuture, Phase};
 use crate::rpc::server::Service;
@@ -79,6 +80,8 @@ pub struct App {
     pub vhost: Vhost,
     /// The last notifications.
     pub notes: Rc<Notes>,
+    /// Imports and exports.
+    pub jobs: Jobs,
     /// Since when statistics count.
     pub baselines: RefCell<Baselines>,
     /// Latency histograms that are enabled.
@@ -137,6 +140,7 @@ impl App {
             registry,
             notes,
             keyring: RefCell::default(),
+            jobs: Jobs::default(),
             baselines: RefCell::default(),
             histograms: RefCell::default(),
             mdns: RefCell::default(),
@@ -206,6 +210,11 @@ impl App {
         self.follow_mdns();
         self.save(name).await?;
         Ok(result)
+    }
+
+    /// Waits until no method changes anything, and keeps others from it: for jobs that end.
+    pub(crate) async fn alone(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().await
     }
 
     /// Runs a configuration's calls in order, within a change that is under way.

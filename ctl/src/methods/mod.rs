@@ -17,6 +17,7 @@ pub mod nvmf_path;
 pub mod pool;
 pub mod reactor;
 pub mod trace;
+pub mod transfer;
 pub mod vdisk;
 pub mod vhost;
 
@@ -42,6 +43,7 @@ pub fn table() -> Table<Rc<App>> {
     nvme::add(&mut table);
     pool::add(&mut table);
     vdisk::add(&mut table);
+    transfer::add(&mut table);
     keyring::add(&mut table);
     nvmf::add(&mut table);
     nvmf_discovery::add(&mut table);

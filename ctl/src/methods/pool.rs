@@ -3,7 +3,9 @@
 use std::rc::Rc;
 
 use penstock_fabric::format::superblock::Tier;
-use penstock_fabric::node::{ContainerOptions, FabricError, NewPool};
+use penstock_fabric::node::{
+    CodecNote, CompressionNote, ContainerOptions, DELAY_MAX_S, FabricError, NewPool,
+};
 use penstock_fabric::pool::PoolOptions;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -37,7 +39,7 @@ params! {
 }
 
 params! {
-    /// Of `pool_get_stats`.
+    /// Of methods that look at one pool.
     OfPool {
         /// Name or UUID of the pool. Default: the only one.
         pool: Option<String>,
@@ -67,8 +69,11 @@ params! {
         reserved_bytes: Option<u64>,
         /// Copies of everything: 1.
         replication_factor: Option<u8>,
-        /// Compression: off.
+        /// Compression of what is written from now on: off, lz4 or zstd. Default: off, or as it is.
         compression: Option<String>,
+        /// With compression: seconds that data lie as they are before they are compressed in the background, up to 2592000; the longest
+        /// delay of a pool's containers holds for all that have one. Default: none, they are compressed when they are written.
+        compression_delay_s: Option<u64>,
     }
 }
 
@@ -91,7 +96,19 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
             "The pools, their disks, and disks of pools that are not complete.",
             list,
         )
-        .add("pool_get_stats", Kind::Read, "How full a pool is, in bytes.", stats)
+        .add(
+            "pool_get_stats",
+            Kind::Read,
+            "How full a pool is, in bytes; above_percent: the threshold of 80, 90, 95 that it is above.",
+            stats,
+        )
+        .add(
+            "pool_get_usage",
+            Kind::Read,
+            "Who uses a pool's space, exactly, by the maps: each vdisk and snapshot alone and with others, and what thin \
+             provisioning, sharing and compression save.",
+            usage,
+        )
         .add(
             "pool_delete",
             Kind::Change,
@@ -164,22 +181,32 @@ async fn list(app: Rc<App>, _params: Nothing) -> Result<Value, RpcError> {
 async fn stats(app: Rc<App>, params: OfPool) -> Result<Value, RpcError> {
     let pool = app.fabric.pool(params.pool.as_deref())?;
     let usage = pool.usage().await?;
+    // Egroups are counted encoded, what maps refer to decoded.
+    let dead = u128::from(usage.decoded.saturating_sub(usage.live));
+    let garbage = u128::from(usage.used) * dead / u128::from(usage.decoded.max(1));
     Ok(json!({
         "name": pool.name(),
         "capacity_bytes": usage.capacity,
         "free_bytes": usage.free,
         "used_bytes": usage.used,
+        "decoded_bytes": usage.decoded,
         "live_bytes": usage.live,
-        "garbage_bytes": usage.used.saturating_sub(usage.live),
+        "garbage_bytes": u64::try_from(garbage).unwrap_or(u64::MAX),
         "undrained_bytes": usage.undrained,
         "mapped_bytes": usage.mapped,
         "used_percent": usage.percent(),
+        "above_percent": pool.warned_percent(),
         "log_segments_used": usage.log_segments.0,
         "log_segments": usage.log_segments.1,
         "full_lanes": usage.full_lanes,
         "failed_lanes": usage.failed_lanes,
         "checksum_errors": usage.checksum_errors,
     }))
+}
+
+async fn usage(app: Rc<App>, params: OfPool) -> Result<Value, RpcError> {
+    let pool = app.fabric.pool(params.pool.as_deref())?;
+    Ok(pool.describe_usage().await?)
 }
 
 async fn delete(app: Rc<App>, params: PoolDelete) -> Result<Value, RpcError> {
@@ -193,10 +220,27 @@ fn options(params: &Container) -> Result<ContainerOptions, RpcError> {
         let message = format!("replication_factor is {copies}; one node keeps 1 copy so far");
         return Err(RpcError::invalid_params(message));
     }
-    if let Some(codec) = params.compression.as_deref().filter(|codec| *codec != "off") {
-        return Err(RpcError::invalid_params(format!("compression is {codec:?}; there is only off so far")));
+    let codec = match params.compression.as_deref() {
+        None if params.compression_delay_s.is_some() => {
+            let message = "compression_delay_s goes with compression; give lz4 or zstd too";
+            return Err(RpcError::invalid_params(message.to_owned()));
+        }
+        None => None,
+        Some("off") if params.compression_delay_s.is_none() => Some(None),
+        Some("lz4") => Some(Some(CodecNote::Lz4)),
+        Some("zstd") => Some(Some(CodecNote::Zstd)),
+        Some(other) => {
+            let message = format!("compression is {other:?}; give off (without a delay), lz4 or zstd");
+            return Err(RpcError::invalid_params(message));
+        }
+    };
+    if let Some(delay_s) = params.compression_delay_s.filter(|delay_s| *delay_s > DELAY_MAX_S) {
+        let message = format!("compression_delay_s is {delay_s}; give up to {DELAY_MAX_S}");
+        return Err(RpcError::invalid_params(message));
     }
-    Ok(ContainerOptions { limit: params.limit_bytes, reserve: params.reserved_bytes })
+    let delay_s = params.compression_delay_s;
+    let compression = codec.map(|codec| codec.map(|codec| CompressionNote { codec, delay_s }));
+    Ok(ContainerOptions { limit: params.limit_bytes, reserve: params.reserved_bytes, compression })
 }
 
 async fn container_create(app: Rc<App>, params: Container) -> Result<Value, RpcError> {

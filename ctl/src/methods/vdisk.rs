@@ -96,7 +96,7 @@ params! {
 }
 
 params! {
-    /// Of `vdisk_snapshot_list`.
+    /// Of methods that look at one vdisk.
     OfVdisk {
         /// Name or UUID of the vdisk.
         vdisk: String,
@@ -140,6 +140,12 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
         .add("vdisk_resize", Kind::Change, "Gives a vdisk another length.", resize)
         .add("vdisk_rename", Kind::Change, "Gives a vdisk that nobody has open another name.", rename)
         .add("vdisk_get", Kind::Read, "The vdisks: length, what they map, state.", get)
+        .add(
+            "vdisk_why",
+            Kind::Read,
+            "Why a vdisk is as it is: its state, and for each cause what shows it and what helps.",
+            why,
+        )
         .add(
             "vdisk_snapshot",
             Kind::Change,
@@ -214,6 +220,10 @@ async fn get(app: Rc<App>, params: VdiskGet) -> Result<Value, RpcError> {
         all.extend(pool.describe_vdisks(None).await?);
     }
     Ok(Value::Array(all))
+}
+
+async fn why(app: Rc<App>, params: OfVdisk) -> Result<Value, RpcError> {
+    Ok(app.fabric.why(&params.vdisk).await?)
 }
 
 async fn snapshot(app: Rc<App>, params: Snapshot) -> Result<Value, RpcError> {

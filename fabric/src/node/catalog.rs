@@ -39,6 +39,40 @@ pub struct ContainerNote {
     /// Bytes that are kept for it.
     #[serde(default)]
     pub reserve: u64,
+    /// How data of its vdisks are compressed; `None`: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<CompressionNote>,
+}
+
+/// How data are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompressionNote {
+    /// The codec.
+    pub codec: CodecNote,
+    /// Seconds that data lie as they are before; `None`: they are compressed when they are written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_s: Option<u64>,
+}
+
+/// A codec by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CodecNote {
+    /// LZ4's block format.
+    Lz4,
+    /// Zstandard.
+    Zstd,
+}
+
+impl CodecNote {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
 }
 
 /// What is being done to an object.
@@ -262,9 +296,11 @@ mod tests {
             origin: Some((3, 4)),
             phase: Phase::Reverting(9),
         };
+        let compression = Some(CompressionNote { codec: CodecNote::Zstd, delay_s: Some(60) });
+        let container = ContainerNote { name: "c".into(), limit: Some(5), reserve: 1, compression };
         let changes = vec![
             Change::Pool(PoolNote { name: "p".into(), next: 12 }),
-            Change::Container(1, Some(ContainerNote { name: "c".into(), limit: Some(5), reserve: 1 })),
+            Change::Container(1, Some(container)),
             Change::Vdisk(2, Some(vdisk.clone())),
             Change::Vdisk(3, Some(vdisk)),
             Change::Vdisk(3, None),
@@ -280,6 +316,10 @@ mod tests {
         assert_eq!(read.vdisks, made.vdisks);
         assert_eq!(read.vdisk("vd0").unwrap().0, 2);
         assert_eq!(read.numbers(2).0, 12);
+        // As it was written before there was compression.
+        notes.insert(1 << NUMBER_BITS | 5, br#"{"name":"old","limit":7,"reserve":3}"#.to_vec());
+        let old = Catalog::read(Uuid::nil(), &notes).unwrap();
+        assert_eq!(old.container("old").unwrap().1.compression, None);
         notes.insert(9 << NUMBER_BITS, b"{}".to_vec());
         assert!(Catalog::read(Uuid::nil(), &notes).is_err());
     }

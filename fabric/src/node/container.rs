@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Change, ContainerNote, Fabric, FabricError, Pool};
+use super::{Change, CompressionNote, ContainerNote, Fabric, FabricError, Pool};
 use crate::id::{BLOCK_BYTES, ShardId};
 use crate::vdisk::Quota;
 
@@ -21,6 +21,8 @@ pub struct ContainerOptions {
     pub limit: Option<u64>,
     /// Bytes that are kept for it.
     pub reserve: Option<u64>,
+    /// How data are compressed: `Some(None)`: not at all from now on.
+    pub compression: Option<Option<CompressionNote>>,
 }
 
 impl Fabric {
@@ -43,7 +45,7 @@ impl Fabric {
             return Err(FabricError::Invalid { what: "container", name: name.to_owned(), problem });
         }
         let (number, taken) = pool.catalog.borrow().numbers(1);
-        let note = ContainerNote { name: name.to_owned(), limit: None, reserve: 0 };
+        let note = ContainerNote { name: name.to_owned(), limit: None, reserve: 0, compression: None };
         let note = pool.with_options(number, note, options)?;
         pool.commit(vec![taken, Change::Container(number, Some(note))]).await?;
         pool.limit_containers().await
@@ -62,6 +64,7 @@ impl Fabric {
         let (number, note) = pool.container(name)?;
         let note = pool.with_options(number, note, options)?;
         pool.commit(vec![Change::Container(number, Some(note))]).await?;
+        pool.compress_container(number).await?;
         pool.limit_containers().await
     }
 
@@ -107,6 +110,7 @@ impl Pool {
             note.limit = (limit > 0).then_some(limit);
         }
         note.reserve = options.reserve.unwrap_or(note.reserve);
+        note.compression = options.compression.unwrap_or(note.compression);
         let catalog = self.catalog.borrow();
         let others = catalog.containers.iter().filter(|(other, _)| **other != number);
         let reserved: u64 = others.map(|(_, note)| note.reserve).fold(0, u64::saturating_add);

@@ -100,7 +100,7 @@ impl Fabric {
         })
     }
 
-    fn first(&self) -> Result<penstock_reactor::ReactorHandle, FabricError> {
+    pub(super) fn first(&self) -> Result<penstock_reactor::ReactorHandle, FabricError> {
         let none = || FabricError::Invalid {
             what: "node",
             name: "penstockd".into(),
@@ -142,7 +142,7 @@ impl Fabric {
             disks.retain(|disk| !new.bdevs.contains(&disk.bdev));
         }
         let pool = self.open_pool(&new.bdevs).await?;
-        let container = ContainerNote { name: "default".into(), limit: None, reserve: 0 };
+        let container = ContainerNote { name: "default".into(), limit: None, reserve: 0, compression: None };
         let note = PoolNote { name: new.name.clone(), next: 2 };
         pool.commit(vec![Change::Pool(note), Change::Container(1, Some(container))]).await?;
         Ok(pool)
@@ -228,6 +228,7 @@ impl Fabric {
             shown: RefCell::default(),
             hidden: RefCell::default(),
             quotas: RefCell::default(),
+            marks: RefCell::default(),
             lost: Cell::new(false),
             warned: Cell::new(0),
         });
@@ -336,6 +337,7 @@ impl Pool {
         });
         let catalog = super::Catalog::read(self.uuid, &notes.await?)?;
         *self.catalog.borrow_mut() = catalog;
+        self.compress_all().await?;
         self.limit_containers().await?;
         self.recover().await
     }

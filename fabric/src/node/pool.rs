@@ -43,6 +43,8 @@ pub struct Pool {
     pub(super) hidden: RefCell<BTreeMap<u64, String>>,
     /// Of containers, by number.
     pub(super) quotas: RefCell<BTreeMap<u64, Arc<Quota>>>,
+    /// Where lanes ended some time ago, for compression after a delay.
+    pub(super) marks: RefCell<super::compression::Marks>,
     /// A disk is going.
     pub(super) lost: Cell<bool>,
     /// The highest threshold that it is above, in percent.

@@ -30,6 +30,8 @@ pub struct PoolUsage {
     pub free: u64,
     /// What egroups occupy.
     pub used: u64,
+    /// What is in these egroups when it is decoded.
+    pub decoded: u64,
     /// What of that maps refer to, as of the last count.
     pub live: u64,
     /// What waits in memory and log to be put in its place.
@@ -80,6 +82,7 @@ impl Pool {
         for (lane, mapped, failed) in each.await? {
             sum.free += lane.free_blocks * BYTES;
             sum.used += lane.used_blocks * BYTES;
+            sum.decoded += lane.decoded_blocks * BYTES;
             sum.live += lane.live_blocks * BYTES;
             sum.undrained += lane.undrained_blocks * BYTES;
             sum.mapped += mapped * BYTES;
@@ -90,6 +93,12 @@ impl Pool {
             sum.log_segments.1 += lane.log_segments.1;
         }
         Ok(sum)
+    }
+
+    /// The highest threshold that it is above, in percent; 0: none.
+    #[must_use]
+    pub fn warned_percent(&self) -> u8 {
+        self.warned.get()
     }
 
     /// `pool_list`'s entry.
@@ -200,7 +209,8 @@ impl Pool {
                 "name": note.name,
                 "pool": self.name(),
                 "replication_factor": 1,
-                "compression": "off",
+                "compression": note.compression.map_or("off", |compression| compression.codec.name()),
+                "compression_delay_s": note.compression.and_then(|compression| compression.delay_s),
                 "limit_bytes": note.limit,
                 "reserved_bytes": note.reserve,
                 "mapped_bytes": mapped.get(number).copied().unwrap_or(0) * BYTES,

@@ -125,20 +125,7 @@ impl Fabric {
         if let Some(there) = there {
             return Ok(there);
         }
-        // Reads before its map is made would end with an error.
-        let cut = snapshot.number;
-        let shards: Vec<(u16, ShardId)> = note.shards(vdisk).collect();
-        pool.at_lanes(lanes_of(&note), move |lane, seat, _| {
-            let shards: Vec<ShardId> =
-                shards.iter().filter(|(of, _)| *of == lane).map(|(_, shard)| *shard).collect();
-            async move {
-                for shard in shards {
-                    seat.lane().snapshot_made(shard, cut).await?;
-                }
-                Ok(())
-            }
-        })
-        .await?;
+        pool.until_made(vdisk, &note, snapshot.number).await?;
         let shown = SnapshotNote { shown: true, ..snapshot };
         pool.commit(vec![Change::Snapshot(number, Some(shown.clone()))]).await?;
         pool.show_snapshot(number, &shown)
@@ -175,9 +162,44 @@ impl Fabric {
             None => None,
         };
         let (_, new) = pool.snapshot(vdisk, &note.name, new)?;
+        pool.changed(vdisk, old, &new, start, max).await
+    }
+}
+
+impl Pool {
+    /// Waits until the maps of a vdisk's snapshot are made: reads before would end with an error.
+    pub(super) async fn until_made(&self, vdisk: u64, note: &VdiskNote, cut: u64) -> Result<(), FabricError> {
+        let shards: Vec<(u16, ShardId)> = note.shards(vdisk).collect();
+        self.at_lanes(lanes_of(note), move |lane, seat, _| {
+            let shards: Vec<ShardId> =
+                shards.iter().filter(|(of, _)| *of == lane).map(|(_, shard)| *shard).collect();
+            async move {
+                for shard in shards {
+                    seat.lane().snapshot_made(shard, cut).await?;
+                }
+                Ok(())
+            }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// The ranges in which a snapshot differs from an older one, or from nothing; as [`Fabric::diff`].
+    pub(super) async fn changed(
+        &self,
+        vdisk: u64,
+        old: Option<u64>,
+        new: &SnapshotNote,
+        start: u64,
+        max: usize,
+    ) -> Result<(Vec<Changed>, Option<u64>), FabricError> {
+        let note = self.catalog.borrow().vdisks.get(&vdisk).cloned();
+        let Some(note) = note else {
+            return Err(FabricError::NotFound { what: "vdisk", name: vdisk.to_string(), list: "vdisk_get" });
+        };
         let (from, cut) = (start / BLOCK_BYTES as u64, new.number);
         let shards: Vec<(u16, ShardId)> = note.shards(vdisk).collect();
-        let found = pool
+        let found = self
             .at_lanes(lanes_of(&note), move |lane, seat, _| {
                 let shards: Vec<ShardId> =
                     shards.iter().filter(|(of, _)| *of == lane).map(|(_, shard)| *shard).collect();
@@ -210,11 +232,9 @@ impl Fabric {
         }
         Ok((merged, stop.map(|stop| stop * scale)))
     }
-}
 
-impl Pool {
     /// Takes snapshot `number` of all shards of `vdisks` at one moment.
-    async fn cut(&self, vdisks: &[(u64, VdiskNote)], number: u64) -> Result<(), FabricError> {
+    pub(super) async fn cut(&self, vdisks: &[(u64, VdiskNote)], number: u64) -> Result<(), FabricError> {
         let shards: Vec<(u16, ShardId)> =
             vdisks.iter().flat_map(|(number, note)| note.shards(*number).collect::<Vec<_>>()).collect();
         let lanes: std::collections::BTreeSet<u16> = shards.iter().map(|(lane, _)| *lane).collect();

@@ -83,6 +83,16 @@ impl Fabric {
     /// # Errors
     /// [`FabricError`].
     pub async fn create_vdisk(&self, pool: &Rc<Pool>, new: &NewVdisk) -> Result<(), FabricError> {
+        self.make_vdisk(pool, new, Phase::Ready).await.map(drop)
+    }
+
+    /// Makes a vdisk that is in `phase` when it is there; returns its number.
+    pub(super) async fn make_vdisk(
+        &self,
+        pool: &Rc<Pool>,
+        new: &NewVdisk,
+        phase: Phase,
+    ) -> Result<u64, FabricError> {
         self.check_new(pool, &new.name)?;
         check_size(&new.name, new.bytes, new.block)?;
         let container = pool.catalog.borrow().container(&new.container).map(|(number, _)| number);
@@ -124,7 +134,8 @@ impl Fabric {
                 }
             })
             .await;
-        pool.finish_vdisk(number, note, made.map(drop)).await
+        pool.finish_vdisk(number, note, phase, made.map(drop)).await?;
+        Ok(number)
     }
 
     /// Makes a vdisk that begins as a snapshot of another; both share what they have in common.
@@ -169,7 +180,7 @@ impl Fabric {
                 }
             })
             .await;
-        pool.finish_vdisk(number, clone, made.map(drop)).await
+        pool.finish_vdisk(number, clone, Phase::Ready, made.map(drop)).await
     }
 
     /// Gives a vdisk another length.
@@ -277,16 +288,21 @@ impl Fabric {
 }
 
 impl Pool {
-    /// Says that a vdisk is ready and shows it; or undoes what was made of it.
+    /// Says what a vdisk is now, ready as a rule, and shows it; or undoes what was made of it.
     async fn finish_vdisk(
         &self,
         number: u64,
         note: VdiskNote,
+        phase: Phase,
         made: Result<(), FabricError>,
     ) -> Result<(), FabricError> {
-        let ready = VdiskNote { phase: Phase::Ready, ..note.clone() };
+        let ready = VdiskNote { phase, ..note.clone() };
         let made = match made {
             Ok(()) => self.commit(vec![Change::Vdisk(number, Some(ready.clone()))]).await,
+            error => error,
+        };
+        let made = match made {
+            Ok(()) => self.compress_vdisk(number).await,
             error => error,
         };
         let shown = made.and_then(|()| self.show_vdisk(number, &ready));

@@ -57,6 +57,12 @@ impl Quota {
         }
     }
 
+    /// Whether writes end with no space.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.limited.load(Ordering::Relaxed) && self.full.load(Ordering::Relaxed)
+    }
+
     /// Whether a count is wanted; takes the wish.
     pub fn take_wish(&self) -> bool {
         self.wanted.swap(false, Ordering::AcqRel)
@@ -94,6 +100,7 @@ mod tests {
         assert!(quota.take_wish() && !quota.take_wish());
         quota.set(Some(40));
         assert_eq!((quota.ask(30), quota.ask(30)), (Verdict::Go, Verdict::Full));
+        assert!(quota.is_full());
         quota.freed();
         assert!(quota.take_wish());
         quota.set(None);

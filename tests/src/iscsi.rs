@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
+use crate::target::make_pool_of;
 use crate::{net, paths};
 
 /// The target's name.
@@ -32,7 +33,14 @@ impl Disk {
     /// # Errors
     /// Where the daemon refuses.
     pub fn start(method: &str, params: Value) -> Result<Self> {
-        let daemon = Daemon::start(2)?;
+        Self::start_on(Daemon::start(2)?, method, params)
+    }
+
+    /// As [`Disk::start`], with a daemon that has been prepared.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_on(daemon: Daemon, method: &str, params: Value) -> Result<Self> {
         let ports = [net::free_port()?, net::free_port()?];
         let bdev = params.get("name").cloned().context("a bdev has a name")?;
         daemon.call(method, params)?;
@@ -66,6 +74,19 @@ impl Disk {
         let params = json!({"name": "disk", "filename": "disk.img", "block_size": block_bytes,
             "create_size_mib": mib});
         Self::start("bdev_uring_create", params)
+    }
+
+    /// A vdisk with blocks of 512 or 4096 bytes, of a pool of so many MiB in memory.
+    ///
+    /// # Errors
+    /// As [`Disk::start`].
+    pub fn vdisk(pool_mib: u64, mib: u64, block_bytes: u32) -> Result<Self> {
+        let daemon = Daemon::start(2)?;
+        let memory = json!({"name": "pool-disk", "num_blocks": pool_mib << 8, "block_size": 4096});
+        daemon.call("bdev_malloc_create", memory)?;
+        make_pool_of(&daemon, "pool-disk")?;
+        let params = json!({"name": "disk", "bytes": mib << 20, "block_size": block_bytes});
+        Self::start_on(daemon, "vdisk_create", params)
     }
 
     /// Lets only [`USER`] in, and proves itself by [`TARGET_USER`] where it is asked.

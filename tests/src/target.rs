@@ -4,7 +4,7 @@ mod nvmet;
 mod penstock;
 
 pub use nvmet::Nvmet;
-pub use penstock::{Backend, Penstock};
+pub use penstock::{Backend, Penstock, fsck, make_pool, make_pool_of};
 
 use anyhow::Result;
 

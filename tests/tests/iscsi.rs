@@ -12,7 +12,7 @@ use penstock_tests::{net, paths};
 use serde_json::json;
 
 /// The suite waits for time-outs of its own making.
-const SUITE_LIMIT: Duration = Duration::from_secs(240);
+const SUITE_LIMIT: Duration = Duration::from_secs(360);
 /// Everything else is a matter of moments.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -39,8 +39,12 @@ const TESTS_OF_1_19: u32 = 230;
 const SHORT_WRITES: &[&str] =
     &["AccessEA", "AccessWE", "AccessEARO", "AccessWERO", "AccessEAAR", "AccessWEAR"];
 
-/// Runs libiscsi's whole suite on a disk with blocks of that length: all tests must pass, and skip for allowed reasons only.
-fn passes_libiscsis_suite(urls: &[&str], block_bytes: u32) -> Result<()> {
+/// Tests that ask for the block behind the unmapped ones, and want the answer to begin at the next physical block: the same only
+/// where physical blocks are as long as logical ones.
+const LONG_PHYSICAL_BLOCKS: &[&str] = &["UnmapSingle"];
+
+/// Runs libiscsi's whole suite on a disk with logical and physical blocks of these lengths: all tests must pass, and skip for allowed reasons only.
+fn passes_libiscsis_suite(urls: &[&str], block_bytes: u32, physical_bytes: u32) -> Result<()> {
     let mut args = vec!["-d", "-S", "-v", "-t", "ALL"];
     args.extend(urls);
     let (_, said) = run("iscsi-test-cu", &args, SUITE_LIMIT)?;
@@ -59,7 +63,11 @@ fn passes_libiscsis_suite(urls: &[&str], block_bytes: u32) -> Result<()> {
             failed.push(test);
         }
     }
-    let wrong = if total == TESTS_OF_1_19 && block_bytes > 512 { SHORT_WRITES } else { &[] };
+    let wrong = match (block_bytes, physical_bytes) {
+        (513.., _) if total == TESTS_OF_1_19 => SHORT_WRITES,
+        (512, 513..) => LONG_PHYSICAL_BLOCKS,
+        _ => &[],
+    };
     let as_known = failed == wrong && usize::try_from(count)? == wrong.len();
     ensure!(total >= TESTS_OF_1_19 && ran == total && as_known, "{failed:?} failed, {line}\n{said}");
     for skip in said.lines().filter_map(|line| Some(line.split_once("[SKIPPED]")?.1)) {
@@ -73,7 +81,7 @@ fn libiscsis_suite_passes_on_memory_with_chap_and_two_paths() -> Result<()> {
     let disk = Disk::malloc(64)?;
     disk.require_chap()?;
     let urls = [disk.url(1, 0, &credentials()), disk.url(2, 0, &credentials())];
-    passes_libiscsis_suite(&urls.each_ref().map(String::as_str), 512)
+    passes_libiscsis_suite(&urls.each_ref().map(String::as_str), 512, 512)
 }
 
 #[test]
@@ -81,9 +89,22 @@ fn libiscsis_suite_passes_on_files_with_short_and_long_blocks_and_two_paths() ->
     for block_bytes in [512, 4096] {
         let disk = Disk::uring(64, block_bytes)?;
         let urls = [disk.url(1, 0, ""), disk.url(2, 0, "")];
-        passes_libiscsis_suite(&urls.each_ref().map(String::as_str), block_bytes)?;
+        passes_libiscsis_suite(&urls.each_ref().map(String::as_str), block_bytes, block_bytes)?;
     }
     Ok(())
+}
+
+#[test]
+fn libiscsis_suite_passes_on_a_vdisk_with_short_blocks() -> Result<()> {
+    let disk = Disk::vdisk(512, 64, 512)?;
+    passes_libiscsis_suite(&[&disk.url(1, 0, ""), &disk.url(2, 0, "")], 512, 4096)
+}
+
+#[test]
+#[ignore = "a minute more for what the one before shows nearly as well; run it by name with --ignored"]
+fn libiscsis_suite_passes_on_a_vdisk_with_long_blocks() -> Result<()> {
+    let disk = Disk::vdisk(512, 64, 4096)?;
+    passes_libiscsis_suite(&[&disk.url(1, 0, ""), &disk.url(2, 0, "")], 4096, 4096)
 }
 
 #[test]

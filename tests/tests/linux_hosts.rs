@@ -63,3 +63,11 @@ fn linux_6_1_sees_namespaces_come_grow_and_go() -> Result<()> {
 fn linux_6_12_sees_namespaces_come_grow_and_go() -> Result<()> {
     sees_namespaces_come_grow_and_go(Kernel::Linux6_12)
 }
+
+#[test]
+fn linux_6_12_uses_a_vdisk_as_any_disk() -> Result<()> {
+    let (mut guest, mut target) = start(Kernel::Linux6_12, Backend::Vdisk, 512)?;
+    scenario::data_comes_back(&mut guest, &target, Connect::MANY_QUEUES)?;
+    scenario::a_file_system_stays_clean(&mut guest, &target, Connect::MANY_QUEUES)?;
+    scenario::namespaces_come_grow_and_go(&mut guest, &mut target)
+}

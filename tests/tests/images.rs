@@ -128,7 +128,7 @@ fn what_cannot_be_imported_is_refused_and_leaves_nothing() -> Result<()> {
         file.write_all_at(piece, part * 3 * MIB)?;
     }
     let (done, said) = penstock(&daemon, &["import", &large, "large"])?;
-    ensure!(!done && said.contains("space"), "{said}");
+    ensure!(!done && said.contains("no room"), "{said}");
     ensure!(daemon.call("vdisk_get", json!({}))? == json!([]), "something is left behind");
     // The room is there again.
     let again = at("again.raw")?;

@@ -32,10 +32,11 @@ const TRANSACTIONS: &str = "
     client=$!
     {
         echo '.timeout 60000'; echo 'pragma synchronous=full;'
-        i=$(cat /run/next)
+        # A pipe holds 64 KiB: few statements wait in it when this is to end.
+        i=$(cat /run/next); pad=$(printf '%4000s' x)
         while [ -e /run/go ]; do
             i=$((i + 1))
-            echo \"begin; insert into t values($i, printf('%.*c', 500 + $i % 3000, 'x') || $i); delete from t where id = $i - 500;
+            echo \"/* $pad */ begin; insert into t values($i, printf('%.*c', 500 + $i % 3000, 'x') || $i); delete from t where id = $i - 500;
                   update n set n = $i; commit; select printf('%-512s', 'done $i');\"
         done
         echo $i >/run/next

@@ -84,6 +84,13 @@ pub struct Args {
     /// Diffie-Hellman groups to offer for that: null, ffdhe2048, ..., ffdhe8192. Default: all.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_group)]
     pub dhchap_dhgroups: Vec<DhGroup>,
+    /// File with the key that connections are secured by TLS with (NVMe/TCP; NVMeTLSkey-1:...), mode 0600.
+    #[arg(long, value_name = "FILE", requires = "hostnqn")]
+    pub psk: Option<PathBuf>,
+    /// Have the authentication make that key (NVMe/TCP; secure channel concatenation). Done without it where the controller
+    /// insists.
+    #[arg(long, requires = "dhchap_key", conflicts_with = "psk")]
+    pub concat: bool,
     /// I/O queues per worker (NVMe/TCP).
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=128))]
     pub queues: u16,

@@ -4,7 +4,7 @@ use std::io::{IoSlice, IoSliceMut};
 
 use penstock_bdev::{Busy, Io, IoFlags, IoStatus, Lba, Op, Sg};
 use penstock_nvme_tcp::qpair::RejectReason;
-use penstock_nvme_tcp::{Completion, Payload, Qpair, QpairState, Transfer, command};
+use penstock_nvme_tcp::{Completion, Payload, Qpair, QpairState, Transfer, Tunnel, command};
 use penstock_reactor::Tick;
 use penstock_reactor::mem::Buf;
 use penstock_reactor::net::TcpSocket;
@@ -61,6 +61,8 @@ pub struct Queue {
     qpair: Qpair<IoPayload>,
     socket: TcpSocket,
     recv: Box<[u8]>,
+    /// Not there without TLS.
+    tunnel: Option<Box<Tunnel>>,
     /// Nothing more comes; what was under way fails.
     lost: bool,
 }
@@ -69,7 +71,14 @@ impl Queue {
     /// A queue pair whose Connect is through, on its socket.
     #[must_use]
     pub fn new(qpair: Qpair<IoPayload>, socket: TcpSocket) -> Self {
-        Self { qpair, socket, recv: vec![0; RECV_BYTES].into_boxed_slice(), lost: false }
+        Self { qpair, socket, recv: vec![0; RECV_BYTES].into_boxed_slice(), tunnel: None, lost: false }
+    }
+
+    /// With the TLS that its handshake was done by, if any.
+    #[must_use]
+    pub fn with_tls(mut self, tunnel: Option<Tunnel>) -> Self {
+        self.tunnel = tunnel.map(Box::new);
+        self
     }
 
     /// Sends what is queued, as far as the socket takes it, and receives what has come.
@@ -87,6 +96,9 @@ impl Queue {
     }
 
     fn send(&mut self) -> std::io::Result<()> {
+        if let Some(tunnel) = &mut self.tunnel {
+            return tunnel.send(&self.socket, &mut self.qpair).map(drop);
+        }
         while self.qpair.tx_len_bytes() > 0 {
             let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
             let mut count = 0;
@@ -103,6 +115,9 @@ impl Queue {
     }
 
     fn receive(&mut self) -> std::io::Result<()> {
+        if let Some(tunnel) = &mut self.tunnel {
+            return tunnel.receive(&self.socket, &mut self.qpair, &mut self.recv).map(drop);
+        }
         let (direct, got) = match self.qpair.rx_target() {
             Some(target) => {
                 let direct = target.len();

@@ -13,13 +13,16 @@ use penstock_bdev::uring::{Uring, UringOptions};
 use penstock_bdev::{Bdev, Descriptor, OpenMode};
 use penstock_nvme_tcp::blocking::BlockingController;
 use penstock_nvme_tcp::controller::ControllerConfig;
-use penstock_nvme_tcp::{AuthConfig, QpairConfig};
+use penstock_nvme_tcp::{AuthConfig, QpairConfig, Tls, TlsKey};
 use penstock_reactor::net::{SocketOptions, TcpSocket};
 use penstock_security::chap::{Keys, Policy};
 use penstock_security::keyring::Keyring;
+use penstock_security::psk::ConfiguredPsk;
 use penstock_security::secret::Secret;
+use penstock_security::tls::Context;
 use penstock_spec::nvmf::Nqn;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::args::{Args, parse_bytes};
 use crate::iscsi::IscsiTarget;
@@ -103,6 +106,7 @@ impl RemoteTarget {
         let subnqn = Nqn::parse(name.as_bytes())?;
         let mut admin = QpairConfig::admin(hostid.into_bytes(), hostnqn, subnqn);
         admin.auth = auth_config(args)?;
+        admin.tls = tls_config(args, &hostnqn, &subnqn)?;
         admin.hdgst = args.hdgst;
         admin.ddgst = args.ddgst;
         admin.sq_flow_control = args.sq_flow_control;
@@ -129,9 +133,9 @@ impl RemoteTarget {
         for _ in 0..count {
             let qid = self.next_qid;
             let queue = self.controller.open_io(qid, per_queue);
-            let (qpair, stream) = queue.with_context(|| format!("I/O queue {qid}"))?.into_parts();
+            let (qpair, stream, tunnel) = queue.with_context(|| format!("I/O queue {qid}"))?.into_parts();
             let socket = TcpSocket::from_fd(OwnedFd::from(stream), &SocketOptions::default())?;
-            queues.push(Queue::new(qpair, socket));
+            queues.push(Queue::new(qpair, socket).with_tls(tunnel));
             self.next_qid += 1;
         }
         Ok(Remote::new(queues, self.nsid, self.block_bytes))
@@ -146,13 +150,30 @@ impl RemoteTarget {
     }
 }
 
+/// What connections are secured with, if they are to be: a configured key, or one that the authentication makes.
+fn tls_config(args: &Args, host: &Nqn, subsystem: &Nqn) -> anyhow::Result<Option<Tls>> {
+    let Some(path) = &args.psk else {
+        let tls =
+            args.concat.then(|| anyhow::Ok(Tls { context: Arc::new(Context::new()?), psks: Vec::new() }));
+        return tls.transpose();
+    };
+    let psk = ConfiguredPsk::parse(&key_in(path)?);
+    let psk = psk.with_context(|| format!("{} holds no key for TLS", path.display()))?;
+    Ok(Some(TlsKey { context: Arc::new(Context::new()?), psk }.between(host, subsystem)))
+}
+
+/// What a key's file holds; only its owner may read it.
+fn key_in(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    let mut keyring = Keyring::default();
+    keyring.add("key", &std::path::absolute(path)?)?;
+    Ok(keyring.load("key")?)
+}
+
 /// What the host authenticates itself with, if it is to.
 fn auth_config(args: &Args) -> anyhow::Result<Option<Arc<AuthConfig>>> {
     let Some(path) = &args.dhchap_key else { return Ok(None) };
     let secret = |path: &Path| -> anyhow::Result<Secret> {
-        let mut keyring = Keyring::default();
-        keyring.add("key", &std::path::absolute(path)?)?;
-        Secret::parse(&keyring.load("key")?).with_context(|| format!("{} holds no secret", path.display()))
+        Secret::parse(&key_in(path)?).with_context(|| format!("{} holds no secret", path.display()))
     };
     let controller = args.dhchap_ctrlr_key.as_deref().map(secret).transpose()?;
     let mut policy = Policy::default();

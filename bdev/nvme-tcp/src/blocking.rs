@@ -1,9 +1,14 @@
 //! A driver that blocks its thread: one `TcpStream` for each machine. For tools and tests, not for speed.
 
+mod link;
+
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use penstock_security::tls::{Context, TlsError};
 
 use penstock_spec::nvme::identify::{Cns, IDENTIFY_LEN, IdentifyNamespace, NsList};
 use penstock_spec::nvme::log::Lid;
@@ -12,24 +17,21 @@ use penstock_spec::nvme::{Sqe, Status};
 use penstock_spec::nvmf::discovery::{DiscoveryLogEntry, DiscoveryLogHdr};
 use zerocopy::FromBytes;
 
+use self::link::{Link, now};
 use crate::command;
 use crate::controller::{Controller, ControllerConfig, ControllerError, Event};
 use crate::error::QpairError;
 use crate::payload::Payload;
 use crate::qpair::{Completion, Qpair, QpairConfig, QpairState, RejectReason, Transfer};
+use crate::tls::{Tls, Tunnel};
 
 /// The most entries of a discovery log that [`BlockingController::discover`] reads.
 pub const DISCOVERY_ENTRIES_MAX: u64 = 4096;
 
-/// Pieces of one gathering write.
-const IOVECS_MAX: usize = 64;
-const RX_BUF_LEN: usize = 256 << 10;
 /// Events kept while a command is waited for, at most.
 const KEPT_MAX: usize = 4096;
 /// What a command that is waited for is known by.
 const EXECUTED: u32 = u32::MAX;
-/// How long one read or write waits for the other direction's sake.
-const TURN: Duration = Duration::from_millis(2);
 
 /// Why a blocking call failed.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,14 @@ pub enum BlockingError {
         addr: SocketAddr,
         /// What the system says.
         source: io::Error,
+    },
+    /// The connection could not be secured.
+    #[error("no TLS with {addr}: {source}; compare the keys of both sides, and the host NQN")]
+    Tls {
+        /// The target's address.
+        addr: SocketAddr,
+        /// What TLS says.
+        source: TlsError,
     },
     /// The queue pair closed.
     #[error(transparent)]
@@ -70,129 +80,6 @@ pub enum BlockingError {
     },
 }
 
-/// What a socket needs of a machine.
-trait Wire {
-    fn gather<'a>(&'a self, out: &mut Vec<IoSlice<'a>>);
-    fn sent(&mut self, n: usize);
-    fn received(&mut self, bytes: &[u8]) -> Result<(), QpairError>;
-    fn disconnected(&mut self);
-}
-
-impl<B: Payload> Wire for Qpair<B> {
-    fn gather<'a>(&'a self, out: &mut Vec<IoSlice<'a>>) {
-        out.extend(self.tx_slices().take(IOVECS_MAX).map(IoSlice::new));
-    }
-
-    fn sent(&mut self, n: usize) {
-        self.tx_consume(n);
-    }
-
-    fn received(&mut self, bytes: &[u8]) -> Result<(), QpairError> {
-        self.recv(bytes)
-    }
-
-    fn disconnected(&mut self) {
-        self.close();
-    }
-}
-
-impl Wire for Controller {
-    fn gather<'a>(&'a self, out: &mut Vec<IoSlice<'a>>) {
-        out.extend(self.tx_slices().take(IOVECS_MAX).map(IoSlice::new));
-    }
-
-    fn sent(&mut self, n: usize) {
-        self.tx_consume(n);
-    }
-
-    fn received(&mut self, bytes: &[u8]) -> Result<(), QpairError> {
-        self.recv(bytes)
-    }
-
-    fn disconnected(&mut self) {
-        Controller::disconnected(self);
-    }
-}
-
-/// A socket and its read buffer.
-#[derive(Debug)]
-struct Link {
-    stream: TcpStream,
-    addr: SocketAddr,
-    timeout: Duration,
-    buf: Box<[u8]>,
-    origin: Instant,
-}
-
-impl Link {
-    fn open(addr: SocketAddr, timeout: Duration) -> Result<Self, BlockingError> {
-        let io = |source| BlockingError::Io { addr, source };
-        let stream = TcpStream::connect_timeout(&addr, timeout).map_err(io)?;
-        stream.set_nodelay(true).map_err(io)?;
-        stream.set_read_timeout(Some(TURN)).map_err(io)?;
-        stream.set_write_timeout(Some(TURN)).map_err(io)?;
-        Ok(Self { stream, addr, timeout, buf: vec![0; RX_BUF_LEN].into_boxed_slice(), origin: now() })
-    }
-
-    fn now_ns(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
-    }
-
-    fn deadline(&self) -> Instant {
-        now() + self.timeout
-    }
-
-    /// Sends what there is, then reads once.
-    fn turn(&mut self, machine: &mut impl Wire, deadline: Instant) -> Result<(), BlockingError> {
-        let (addr, limit) = (self.addr, self.timeout);
-        if now() >= deadline {
-            return Err(BlockingError::Timeout { addr, limit });
-        }
-        let io = |source| BlockingError::Io { addr, source };
-        self.send(machine).map_err(io)?;
-        match self.stream.read(&mut self.buf) {
-            Ok(0) => {
-                machine.disconnected();
-                Err(io(ErrorKind::UnexpectedEof.into()))
-            }
-            Ok(n) => {
-                let result = machine.received(self.buf.get(..n).unwrap_or_default());
-                if result.is_err() {
-                    // The H2CTermReq, if there is one; the connection is over either way.
-                    drop(self.send(machine));
-                }
-                Ok(result?)
-            }
-            Err(error) if is_retry(&error) => Ok(()),
-            Err(error) => Err(io(error)),
-        }
-    }
-
-    fn send(&mut self, machine: &mut impl Wire) -> io::Result<()> {
-        loop {
-            let mut pieces = Vec::with_capacity(IOVECS_MAX);
-            machine.gather(&mut pieces);
-            if pieces.is_empty() {
-                return Ok(());
-            }
-            match self.stream.write_vectored(&pieces) {
-                Ok(n) => machine.sent(n),
-                Err(error) if is_retry(&error) => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
-fn is_retry(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
-}
-
-#[expect(clippy::disallowed_methods, reason = "this driver owns its thread and is no part of a reactor")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 /// A queue pair with its socket.
 #[derive(Debug)]
 pub struct BlockingQpair<B> {
@@ -206,7 +93,7 @@ impl<B: Payload> BlockingQpair<B> {
     /// # Errors
     /// The socket, the transport or the Connect command failed.
     pub fn open(addr: SocketAddr, config: QpairConfig, timeout: Duration) -> Result<Self, BlockingError> {
-        let mut link = Link::open(addr, timeout)?;
+        let mut link = Link::open(addr, timeout, config.tls.as_ref())?;
         let mut qpair = Qpair::new(config);
         let deadline = link.deadline();
         while !qpair.is_live() {
@@ -270,9 +157,10 @@ impl<B: Payload> BlockingQpair<B> {
         self.wait()
     }
 
-    /// The machine and its socket, for a driver that does not block. The socket still does.
-    pub fn into_parts(self) -> (Qpair<B>, TcpStream) {
-        (self.qpair, self.link.stream)
+    /// The machine, its socket, and the TLS on that, for a driver that does not block. The socket still does.
+    pub fn into_parts(self) -> (Qpair<B>, TcpStream, Option<Tunnel>) {
+        let (stream, session) = self.link.into_parts();
+        (self.qpair, stream, session.map(Tunnel::new))
     }
 
     /// The machine.
@@ -300,11 +188,42 @@ impl BlockingController {
         config: ControllerConfig,
         timeout: Duration,
     ) -> Result<Self, BlockingError> {
-        let link = Link::open(addr, timeout)?;
-        let mut this = Self { link, controller: Controller::new(config), kept: VecDeque::new() };
+        let mut this = Self::begin(addr, config.clone(), timeout)?;
+        match this.bring_up(timeout) {
+            Err(BlockingError::Controller(ControllerError::Qpair(QpairError::SecureChannel))) => {}
+            outcome => return outcome.map(|()| this),
+        }
+        // The authentication has made a key: everything is done again over TLS, in place of the plain connection.
+        let psks = this.controller.made_psk().cloned().into_iter().collect();
+        drop(this);
+        let context = match &config.admin.tls {
+            Some(tls) => Arc::clone(&tls.context),
+            None => Arc::new(Context::new().map_err(|source| BlockingError::Tls { addr, source })?),
+        };
+        let mut config = config;
+        config.admin.tls = Some(Tls { context, psks });
+        let mut this = Self::begin(addr, config, timeout)?;
+        this.bring_up(timeout)?;
+        Ok(this)
+    }
+
+    fn begin(
+        addr: SocketAddr,
+        mut config: ControllerConfig,
+        timeout: Duration,
+    ) -> Result<Self, BlockingError> {
+        let link = Link::open(addr, timeout, config.admin.tls.as_ref())?;
+        if let (Some(psk), Some(tls)) = (link.psk(), config.admin.tls.as_mut()) {
+            // The one that the target knows, also for the queues to come.
+            tls.psks = vec![psk];
+        }
+        Ok(Self { link, controller: Controller::new(config), kept: VecDeque::new() })
+    }
+
+    fn bring_up(&mut self, timeout: Duration) -> Result<(), BlockingError> {
         loop {
-            if let Event::Live = this.next_event(timeout)? {
-                return Ok(this);
+            if let Event::Live = self.next_event(timeout)? {
+                return Ok(());
             }
         }
     }
@@ -357,7 +276,7 @@ impl BlockingController {
 
     /// Limits every wait from now on.
     pub fn set_timeout(&mut self, timeout: Duration) {
-        self.link.timeout = timeout;
+        self.link.set_timeout(timeout);
     }
 
     /// Executes one admin command. Events that come meanwhile are kept for [`Self::next_event`].
@@ -370,7 +289,7 @@ impl BlockingController {
         transfer: Transfer,
         data: Option<Box<[u8]>>,
     ) -> Result<Completion<Box<[u8]>>, BlockingError> {
-        let deadline = now() + self.link.timeout;
+        let deadline = now() + self.link.timeout();
         self.submit(sqe, transfer, EXECUTED, data)?;
         loop {
             let left = deadline.saturating_duration_since(now());
@@ -468,7 +387,7 @@ impl BlockingController {
     /// # Errors
     /// As [`BlockingQpair::open`].
     pub fn open_io<B: Payload>(&self, qid: u16, depth: u16) -> Result<BlockingQpair<B>, BlockingError> {
-        BlockingQpair::open(self.link.addr, self.controller.io_qpair(qid, depth), self.link.timeout)
+        BlockingQpair::open(self.link.addr(), self.controller.io_qpair(qid, depth), self.link.timeout())
     }
 
     /// Shuts the controller down and closes the connection.
@@ -478,7 +397,7 @@ impl BlockingController {
     pub fn shut_down(mut self) -> Result<(), BlockingError> {
         self.controller.shut_down(self.link.now_ns());
         loop {
-            if let Event::ShutDown = self.next_event(self.link.timeout)? {
+            if let Event::ShutDown = self.next_event(self.link.timeout())? {
                 return Ok(());
             }
         }
@@ -493,6 +412,7 @@ impl BlockingController {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
 
     use super::*;

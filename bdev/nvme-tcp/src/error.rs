@@ -40,6 +40,9 @@ pub enum QpairError {
     /// The controller does not believe the host, or the host not the controller.
     #[error("authentication failed: {0}")]
     Authentication(HostError),
+    /// The authentication has made a key for TLS (secure channel concatenation): all goes on over new connections with it.
+    #[error("the key for TLS is made: connect again with it")]
+    SecureChannel,
     /// A command of the authentication was refused.
     #[error("the target refused a command of the authentication of queue {qid}: {status}")]
     AuthenticationCommand {

@@ -7,6 +7,7 @@
 //! - [`qpair::Qpair`]: one connection, one queue pair: ICReq, Connect, commands, data, completions.
 //! - [`controller::Controller`]: the admin queue on top of a qpair: bring-up, keep-alive, events, shutdown.
 //! - [`command`]: the submission queue entries that hosts send, ready made.
+//! - [`tls`]: what a host secures its connections with, and TLS on a socket that is polled.
 //! - [`blocking`]: a driver over `std::net::TcpStream` for tools and tests.
 //!
 //! # Invariants
@@ -33,7 +34,9 @@ mod fake_target;
 pub mod fuzzing;
 pub mod payload;
 pub mod qpair;
+pub mod tls;
 
 pub use error::QpairError;
 pub use payload::{Contiguous, Payload};
 pub use qpair::{AuthConfig, Completion, Qpair, QpairConfig, QpairState, Transfer};
+pub use tls::{Tls, TlsKey, Tunnel};

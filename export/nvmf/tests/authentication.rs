@@ -17,7 +17,9 @@ use penstock_bdev::Registry;
 use penstock_bdev::malloc::{Malloc, MallocOptions};
 use penstock_nvme_tcp::blocking::{BlockingController, BlockingError};
 use penstock_nvme_tcp::controller::{ControllerConfig, ControllerError};
-use penstock_nvme_tcp::{AuthConfig, Completion, Qpair, QpairConfig, QpairError, Transfer, command};
+use penstock_nvme_tcp::{
+    AuthConfig, Completion, Qpair, QpairConfig, QpairError, Tls, TlsKey, Transfer, command,
+};
 use penstock_nvmf::auth::HostKeys;
 use penstock_nvmf::target::{CreateSubsystem, ListenAddress, ListenOptions, Namespace};
 use penstock_nvmf::{Target, TransportOptions};
@@ -537,4 +539,68 @@ fn an_authentication_makes_the_key_for_tls_and_the_next_one_replaces_it() {
     admin.enable();
     let refused = raw.transaction(&keys, 2, SecureChannel::REPLACE_TLS_PSK).unwrap_err();
     assert_eq!(refused, HostError::Refused(AuthFailureReason::CONCATENATION_MISMATCH));
+}
+
+/// Writes and reads one block over an I/O queue of `controller`.
+fn moves_data(controller: &BlockingController) {
+    let mut queue = controller.open_io::<Vec<u8>>(1, 8).unwrap();
+    let data = vec![0x5a; 128 * 512];
+    let bytes = Transfer::Write(128 * 512);
+    let wrote = queue.execute(command::write(1, 0, 128, false), bytes, Some(data.clone())).unwrap();
+    assert!(wrote.status().is_success());
+    let bytes = Transfer::Read(128 * 512);
+    let read = queue.execute(command::read(1, 0, 128), bytes, Some(vec![0; 128 * 512])).unwrap();
+    assert!(read.status().is_success() && read.payload == Some(data));
+    let (_, _, tunnel) = queue.into_parts();
+    assert!(tunnel.is_some(), "the queue has no TLS");
+}
+
+#[test]
+fn our_initiator_comes_by_tls_with_its_key_and_with_authentication_on_top() {
+    let (chap, other) = (keys(), keys());
+    let node = Node::new(None);
+    let psk = ConfiguredPsk::generate(Hash::Sha384).unwrap();
+    block_on(node.target.remove_host(NQN, HOST)).unwrap();
+    let both = HostKeys { psk: Some(psk.clone()), chap: Some(chap.clone()), ..HostKeys::default() };
+    block_on(node.target.add_host(NQN, HOST, both)).unwrap();
+    let context = Arc::new(TlsContext::new().unwrap());
+    let connect = |psk: ConfiguredPsk, chap: Option<&Keys>| {
+        let mut admin = node.admin(chap, Policy::default());
+        let key = TlsKey { context: Arc::clone(&context), psk };
+        admin.tls = Some(key.between(&admin.hostnqn, &admin.subnqn));
+        let config = ControllerConfig { admin, io_queues: 4, step_timeout_ns: 10_000_000_000 };
+        BlockingController::connect(node.addr, config, TIMEOUT)
+    };
+    let controller = connect(psk.clone(), Some(&chap)).unwrap();
+    moves_data(&controller);
+    controller.shut_down().unwrap();
+    // Authentication does not stand in for the key, nor the key for it.
+    assert!(matches!(error_of(connect(psk.clone(), None)), QpairError::AuthenticationRequired));
+    assert!(matches!(error_of(connect(psk, Some(&other))), QpairError::Authentication(_)));
+    let forged = connect(ConfiguredPsk::generate(Hash::Sha384).unwrap(), Some(&chap));
+    assert!(matches!(forged, Err(BlockingError::Tls { .. })), "{forged:?}");
+    assert!(matches!(
+        error_of(node.connect(Some(&chap), Policy::default())),
+        QpairError::ConnectRefused { .. }
+    ));
+}
+
+#[test]
+fn our_initiator_goes_on_over_tls_with_the_key_that_its_authentication_made() {
+    let chap = keys();
+    let node = Node::new(Some(&chap));
+    let psk = Some(ConfiguredPsk::generate(Hash::Sha256).unwrap());
+    block_on(node.target.add_host(NQN, "nqn.2026-11.io.penstock:x", HostKeys { psk, ..HostKeys::default() }))
+        .unwrap();
+    let mut admin = node.admin(Some(&chap), Policy::default());
+    admin.tls = Some(Tls { context: Arc::new(TlsContext::new().unwrap()), psks: Vec::new() });
+    let config = ControllerConfig { admin, io_queues: 4, step_timeout_ns: 10_000_000_000 };
+    let controller = BlockingController::connect(node.addr, config.clone(), TIMEOUT).unwrap();
+    moves_data(&controller);
+    controller.shut_down().unwrap();
+    // Without a secret there is nothing to make a key of.
+    let mut admin = config.admin.clone();
+    admin.auth = None;
+    let refused = BlockingController::connect(node.addr, ControllerConfig { admin, ..config }, TIMEOUT);
+    assert!(matches!(error_of(refused), QpairError::AuthenticationRequired));
 }

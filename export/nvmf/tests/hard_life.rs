@@ -411,9 +411,9 @@ fn a_queue_identifier_is_given_once_however_many_ask_at_the_same_time() {
     let bench = Bench::new(json!({}));
     let controller = bench.connect();
     for _ in 0..10 {
-        let (open, won) = (&controller, AtomicU64::new(0));
+        let (config, won) = (controller.controller().io_qpair(1, 16), AtomicU64::new(0));
         let queues: Vec<Option<Io>> = std::thread::scope(|scope| {
-            let ask = || scope.spawn(|| open.open_io::<Vec<u8>>(1, 16).ok());
+            let ask = || scope.spawn(|| Io::open(bench.addr, config.clone(), TIMEOUT).ok());
             let asking: Vec<_> = (0..8).map(|_| ask()).collect();
             asking.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
@@ -438,7 +438,7 @@ fn a_host_that_stops_reading_holds_up_nobody_else() {
     }
     // All commands go out, and nothing is read.
     for io in deaf {
-        let (mut qpair, mut stream) = io.into_parts();
+        let (mut qpair, mut stream, _) = io.into_parts();
         while qpair.tx_len_bytes() > 0 {
             let bytes: Vec<u8> = qpair.tx_slices().flat_map(<[u8]>::to_vec).collect();
             stream.write_all(&bytes).unwrap();

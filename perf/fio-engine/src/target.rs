@@ -17,10 +17,10 @@ use penstock_perf::args::Args;
 use penstock_perf::target::Target;
 
 /// Options without a value, as penstock-perf's command line has them.
-const SWITCHES: &[&str] = &["hdgst", "ddgst", "sq_flow_control"];
+const SWITCHES: &[&str] = &["hdgst", "ddgst", "sq_flow_control", "concat"];
 /// Options with one.
 const VALUES: &[&str] =
-    &["hostnqn", "dhchap_key", "dhchap_ctrlr_key", "dhchap_digests", "dhchap_dhgroups", "queues"];
+    &["hostnqn", "dhchap_key", "dhchap_ctrlr_key", "dhchap_digests", "dhchap_dhgroups", "psk", "queues"];
 
 /// A file name, taken apart.
 #[derive(Debug)]

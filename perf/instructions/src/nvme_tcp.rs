@@ -101,7 +101,8 @@ fn connect(
         let config = ControllerConfig { admin, io_queues, step_timeout_ns };
         let controller = BlockingController::connect(addr, config, TIMEOUT)?;
         for qid in 1..=io_queues {
-            connections.push(controller.open_io(qid, depth)?.into_parts());
+            let (qpair, stream, _) = controller.open_io(qid, depth)?.into_parts();
+            connections.push((qpair, stream));
         }
         controllers.push(controller);
         left -= io_queues;

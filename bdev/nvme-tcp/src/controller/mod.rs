@@ -15,7 +15,9 @@ mod tests;
 pub use error::ControllerError;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use penstock_security::psk::TlsPsk;
 use penstock_spec::nvme::event::{EventConfig, EventResult};
 use penstock_spec::nvme::feature::{Fid, NumberOfQueues};
 use penstock_spec::nvme::identify::controller::ControllerType;
@@ -259,6 +261,12 @@ impl Controller {
     #[must_use]
     pub const fn cntlid(&self) -> u16 {
         self.qpair.cntlid()
+    }
+
+    /// As [`Qpair::made_psk`] of the admin queue.
+    #[must_use]
+    pub fn made_psk(&self) -> Option<&Arc<TlsPsk>> {
+        self.qpair.made_psk()
     }
 
     /// I/O queues that the controller grants; 0 for a discovery controller.

@@ -6,7 +6,12 @@
 
 use std::sync::Arc;
 
-use penstock_security::chap::{HostConfig, HostSide, HostStep, Keys, Parties, Policy, SecureChannel};
+use penstock_security::chap::{
+    HostConfig, HostError, HostSide, HostStep, Keys, Parties, Policy, SecureChannel,
+};
+use penstock_security::dh::DhGroup;
+use penstock_security::hash::{Bytes, Hash};
+use penstock_security::psk::TlsPsk;
 use penstock_spec::nvme::{AdminOpcode, Cqe, FabricsType, Sqe, Status};
 use penstock_spec::nvmf::auth::{AuthCmd, SECP_NVME};
 use zerocopy::little_endian::U32;
@@ -37,12 +42,19 @@ pub(super) struct Auth {
 }
 
 impl Auth {
-    pub(super) fn new(config: &super::QpairConfig, auth: &Arc<AuthConfig>) -> Box<Self> {
+    /// `channel`: a key for TLS is to be made. The hash without a cipher suite and the exchange without a secret make none, and
+    /// are not offered then.
+    pub(super) fn new(config: &super::QpairConfig, auth: &Arc<AuthConfig>, channel: bool) -> Box<Self> {
+        let mut policy = auth.policy.clone();
+        if channel {
+            policy.hashes.retain(|hash| *hash != Hash::Sha512);
+            policy.groups.retain(|group| *group != DhGroup::Null);
+        }
         let host = HostConfig {
             parties: Parties { host: config.hostnqn, subsystem: config.subnqn },
             keys: auth.keys.clone(),
-            policy: auth.policy.clone(),
-            channel: SecureChannel::NONE,
+            policy,
+            channel: if channel { SecureChannel::NEW_TLS_PSK } else { SecureChannel::NONE },
         };
         // One transaction at a time on each queue: any identifier will do.
         let side = HostSide::new(host, config.qid.wrapping_add(1));
@@ -71,8 +83,12 @@ impl<B: Payload> Qpair<B> {
                 auth.message = vec![0; len];
                 (FabricsType::AUTHENTICATION_RECEIVE, Transfer::Read(len_of(&auth.message)))
             }
-            HostStep::Over(Ok(_)) => {
+            HostStep::Over(Ok(key)) => {
+                let terms = *auth.side.terms();
                 self.auth = None;
+                if terms.channel != SecureChannel::NONE {
+                    return Err(self.secure_channel(key, terms.hash));
+                }
                 self.state = QpairState::Live;
                 return Ok(());
             }
@@ -109,12 +125,24 @@ impl<B: Payload> Qpair<B> {
         Ok(())
     }
 
+    /// The authentication was to make a key for TLS: this connection has done its work.
+    fn secure_channel(&mut self, key: Option<Bytes>, hash: Hash) -> QpairError {
+        let (host, subsystem) = (&self.config.hostnqn, &self.config.subnqn);
+        let made = key.and_then(|key| TlsPsk::generated(&key, hash, host, subsystem));
+        let Some(made) = made else {
+            return QpairError::Authentication(HostError::Message("without what a key for TLS is made of"));
+        };
+        self.made = Some(Arc::new(made));
+        QpairError::SecureChannel
+    }
+
     /// A command of the transaction is through.
     pub(super) fn auth_done(&mut self, cqe: &Cqe) -> Result<(), QpairError> {
         let Some(auth) = self.auth.as_mut() else { return Ok(()) };
         let mut complete = true;
         if let Some(slot) = self.slots.0.get_mut(auth.slot) {
-            complete = !auth.receiving || slot.moved_bytes == slot.transfer.len_bytes();
+            // Room for the longest message was given; a target may send no more than the message that it has (SPDK's).
+            complete = !auth.receiving || slot.moved_bytes > 0;
             complete &= !slot.ddgst_failed;
             slot.state = SlotState::Free;
             self.free.push(slot.cid & SLOT_MASK);

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use penstock_reactor::net::SendQueue;
 use penstock_security::chap::MESSAGE_LEN_MAX;
+use penstock_security::psk::TlsPsk;
 use penstock_spec::nvme::{Cqe, Sqe, Status};
 use penstock_spec::nvme_tcp::header::PduFlags;
 use penstock_spec::nvme_tcp::{
@@ -40,6 +41,7 @@ use self::slot::{Slot, SlotState, Slots};
 use crate::digest::{Crc32c, crc32c};
 use crate::error::QpairError;
 use crate::payload::Payload;
+use crate::tls::Tls;
 
 /// The most commands outstanding on one queue pair.
 pub const DEPTH_MAX: u16 = 1024;
@@ -98,6 +100,10 @@ pub struct QpairConfig {
     pub in_capsule_max: u32,
     /// What the host authenticates itself with where the controller asks for it; nothing is done elsewhere.
     pub auth: Option<Arc<AuthConfig>>,
+    /// TLS on the connection, which is its driver's business; the machine only knows whether it is there. Without a key in
+    /// it, and where the controller insists, the authentication of the admin queue makes one, and ends the connection
+    /// with [`QpairError::SecureChannel`] then.
+    pub tls: Option<Tls>,
 }
 
 impl QpairConfig {
@@ -119,7 +125,14 @@ impl QpairConfig {
             maxr2t: 1,
             in_capsule_max: ADMIN_IN_CAPSULE_LEN,
             auth: None,
+            tls: None,
         }
+    }
+
+    /// Whether the connection has TLS.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| !tls.psks.is_empty())
     }
 }
 
@@ -220,6 +233,8 @@ pub struct Qpair<B> {
     cntlid: u16,
     connect_slot: usize,
     auth: Option<Box<Auth>>,
+    /// The key that the authentication has made, for the connections that come.
+    made: Option<Arc<TlsPsk>>,
     slots: Slots<B>,
     free: Vec<u16>,
     done: VecDeque<u16>,
@@ -251,6 +266,7 @@ impl<B: Payload> Qpair<B> {
             cntlid: config.cntlid,
             connect_slot: 0,
             auth: None,
+            made: None,
             slots: Slots((0..config.depth).map(Slot::new).collect()),
             free: (0..config.depth).rev().collect(),
             done: VecDeque::with_capacity(depth),
@@ -374,6 +390,12 @@ impl<B: Payload> Qpair<B> {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.state == QpairState::Live
+    }
+
+    /// The key for TLS that an authentication has made, after [`QpairError::SecureChannel`].
+    #[must_use]
+    pub fn made_psk(&self) -> Option<&Arc<TlsPsk>> {
+        self.made.as_ref()
     }
 
     /// Identifier of the controller, once connected.
@@ -526,14 +548,16 @@ impl<B: Payload> Qpair<B> {
         }
         let result = ConnectResult(cqe.dw0.get());
         self.cntlid = result.cntlid();
-        if !result.atr() && !result.ascr() {
+        let channel =
+            self.config.qid == 0 && !self.config.is_secure() && (result.ascr() || self.config.tls.is_some());
+        if !result.atr() && !result.ascr() && !channel {
             self.state = QpairState::Live;
             return Ok(());
         }
-        let Some(auth) = self.config.auth.as_ref().filter(|_| !result.ascr()) else {
+        let Some(auth) = self.config.auth.as_ref() else {
             return Err(QpairError::AuthenticationRequired);
         };
-        self.auth = Some(Auth::new(&self.config, auth));
+        self.auth = Some(Auth::new(&self.config, auth, channel));
         self.state = QpairState::Authenticating;
         self.auth_next()
     }

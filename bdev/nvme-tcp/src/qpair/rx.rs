@@ -105,6 +105,12 @@ impl<B: Payload> Qpair<B> {
         chunk.get_mut(..len)
     }
 
+    /// Whether the target is in the middle of a PDU.
+    #[must_use]
+    pub fn is_amid(&self) -> bool {
+        self.rx.have > 0 || !matches!(self.rx.step, Step::Header)
+    }
+
     /// Reports that the first `n` bytes of [`Self::rx_target`] have been received there.
     ///
     /// # Errors

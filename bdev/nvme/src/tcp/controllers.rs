@@ -342,6 +342,7 @@ impl TcpControllers {
             sq_flow_control: params.sq_flow_control,
             keep_alive_ms: options.keep_alive_timeout_ms,
             auth: params.auth.clone(),
+            tls: params.tls.clone(),
             io_queues: params.num_io_queues.unwrap_or(IO_QUEUES),
             depth: u16::try_from(options.io_queue_requests).unwrap_or(u16::MAX),
             connect_timeout: params.connect_timeout,

@@ -27,7 +27,7 @@ pub use controllers::{IoPathView, PATH_DISKS_MAX, TcpControllers};
 pub use disk::{DiskShared, RemoteBdev, trid};
 pub use options::{LossOptions, MultipathMode, TcpAttach, TcpError};
 pub use payload::IoPayload;
-pub use penstock_nvme_tcp::AuthConfig;
+pub use penstock_nvme_tcp::{AuthConfig, TlsKey};
 pub use penstock_spec::nvmf::Nqn;
 pub use report::{PathCondition, PathReport, PathStats};
 pub use route::{MultipathOptions, PATHS_MAX, Policy, Selector};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_bdev::BdevError;
-use penstock_nvme_tcp::AuthConfig;
 use penstock_nvme_tcp::blocking::BlockingError;
+use penstock_nvme_tcp::{AuthConfig, TlsKey};
 use penstock_spec::nvmf::Nqn;
 
 /// Seconds of any limit at most: about 34 years.
@@ -111,6 +111,8 @@ pub struct TcpAttach {
     pub sq_flow_control: bool,
     /// Secrets for DH-HMAC-CHAP.
     pub auth: Option<Arc<AuthConfig>>,
+    /// The key for TLS; without one a controller that insists on TLS after an authentication gets it.
+    pub tls: Option<TlsKey>,
     /// I/O queues to ask for at least.
     pub num_io_queues: Option<u16>,
     /// Limit of each step of connecting.

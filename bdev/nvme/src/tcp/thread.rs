@@ -17,7 +17,7 @@ use std::time::Duration;
 use futures_channel::oneshot;
 use penstock_nvme_tcp::blocking::{BlockingController, BlockingError};
 use penstock_nvme_tcp::controller::{ControllerConfig, Event};
-use penstock_nvme_tcp::{AuthConfig, Qpair, QpairConfig, Transfer, command};
+use penstock_nvme_tcp::{AuthConfig, Qpair, QpairConfig, TlsKey, Transfer, Tunnel, command};
 use penstock_reactor::net::{SocketOptions, TcpSocket};
 use penstock_reactor::{Clock, Cx, ReactorHandle};
 use penstock_spec::nvme::event::{EventResult, EventType, NoticeEvent};
@@ -61,6 +61,7 @@ pub(super) struct PathConfig {
     pub(super) sq_flow_control: bool,
     pub(super) keep_alive_ms: u32,
     pub(super) auth: Option<Arc<AuthConfig>>,
+    pub(super) tls: Option<TlsKey>,
     pub(super) io_queues: u16,
     pub(super) depth: u16,
     pub(super) connect_timeout: Duration,
@@ -87,7 +88,7 @@ pub(super) type OnEvent = Box<dyn Fn(PathEvent) + Send>;
 /// A connected controller.
 struct Up {
     controller: BlockingController,
-    queues: Vec<(Qpair<IoPayload>, TcpSocket)>,
+    queues: Vec<(Qpair<IoPayload>, TcpSocket, Option<Tunnel>)>,
     found: Vec<Found>,
     states: Vec<(u32, AnaState)>,
 }
@@ -234,6 +235,7 @@ impl PathKeeper {
         (admin.hdgst, admin.ddgst) = (config.hdgst, config.ddgst);
         (admin.kato_ms, admin.sq_flow_control) = (config.keep_alive_ms, config.sq_flow_control);
         admin.auth = config.auth.clone();
+        admin.tls = config.tls.as_ref().map(|key| key.between(&config.hostnqn, &config.subnqn));
         let reactors = u16::try_from(config.reactors.len()).unwrap_or(u16::MAX);
         let io_queues = config.io_queues.max(reactors);
         let controller_config = ControllerConfig { admin, io_queues, step_timeout_ns };
@@ -248,10 +250,10 @@ impl PathKeeper {
         let mut queues = Vec::new();
         for qid in 1..=reactors {
             let queue = controller.open_io::<IoPayload>(qid, config.depth).map_err(failed)?;
-            let (qpair, stream) = queue.into_parts();
+            let (qpair, stream, tunnel) = queue.into_parts();
             let socket = TcpSocket::from_fd(OwnedFd::from(stream), &SocketOptions::default());
             let socket = socket.map_err(|source| failed(BlockingError::Io { addr: address, source }))?;
-            queues.push((qpair, socket));
+            queues.push((qpair, socket, tunnel));
         }
         controller.set_timeout(config.admin_timeout);
         Ok(Up { controller, queues, found, states })
@@ -262,7 +264,7 @@ impl PathKeeper {
         let Up { controller, queues, mut found, states } = up;
         self.generation += 1;
         drop(self.judge(&mut found));
-        let depth = queues.first().map_or(0, |(qpair, _)| u16::try_from(qpair.depth()).unwrap_or(u16::MAX));
+        let depth = queues.first().map_or(0, |(qpair, ..)| u16::try_from(qpair.depth()).unwrap_or(u16::MAX));
         let identity = scan::identity(&controller, u16::try_from(queues.len()).unwrap_or(u16::MAX), depth);
         let identify = controller.controller().identify();
         let retry_delays_ns = identify.crdt.map(|units| u64::from(units.get()) * RETRY_DELAY_UNIT_NS);
@@ -277,8 +279,8 @@ impl PathKeeper {
         self.publish(found, &states);
         let (disk, path, generation) = (self.disk.id, self.config.number, self.generation);
         let reactors = self.config.reactors.clone();
-        for ((reactor, (qpair, socket)), qid) in reactors.iter().zip(queues).zip(1..) {
-            let new = NewConnection { path, generation, qid, qpair, socket, retry_delays_ns };
+        for ((reactor, (qpair, socket, tunnel)), qid) in reactors.iter().zip(queues).zip(1..) {
+            let new = NewConnection { path, generation, qid, qpair, socket, tunnel, retry_delays_ns };
             let given = on_reactor(reactor, move |cx| {
                 hub::with_seat(cx, disk, |seat, sockets, now| seat.connect(new, sockets, now));
             });

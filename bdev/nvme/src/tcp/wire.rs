@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 
 use penstock_nvme_tcp::qpair::Rejected;
-use penstock_nvme_tcp::{Completion, Payload as _, Qpair, QpairState, Transfer};
+use penstock_nvme_tcp::{Completion, Payload as _, Qpair, QpairState, Transfer, Tunnel};
 use penstock_reactor::net::{
     Interest, Link, Machine, PIECES_MAX, Received, SOCKETS_MAX, SocketGroup, TcpSocket,
 };
@@ -110,6 +110,10 @@ pub(super) struct Connection {
     link: Link,
     key: u32,
     wire: Wire,
+    /// Not there on connections without TLS.
+    tunnel: Option<Box<Tunnel>>,
+    /// TLS waits for room to send.
+    is_tunnel_blocked: bool,
     pub(super) qid: u16,
 }
 
@@ -122,17 +126,27 @@ impl Connection {
         qpair: Qpair<IoPayload>,
         qid: u16,
         socket: TcpSocket,
+        tunnel: Option<Tunnel>,
         sockets: &mut Sockets,
         owner: Owner,
     ) -> std::io::Result<Self> {
         let key = sockets.add(&socket, owner)?;
-        Ok(Self { link: Link::new(socket, key), key, wire: Wire { qpair, broken: false }, qid })
+        let wire = Wire { qpair, broken: false };
+        let tunnel = tunnel.map(Box::new);
+        Ok(Self { link: Link::new(socket, key), key, wire, tunnel, is_tunnel_blocked: false, qid })
     }
 
     /// Receives what has come.
     #[inline]
     pub(super) fn receive(&mut self, sockets: &mut Sockets) {
         let Sockets { group, room, .. } = sockets;
+        if let Some(tunnel) = &mut self.tunnel {
+            match tunnel.receive(self.link.sock(), &mut self.wire.qpair, room) {
+                Ok(came) => group.note(self.key, came),
+                Err(_) => self.wire.broken = true,
+            }
+            return;
+        }
         if self.link.receive(group, &mut self.wire, room, &mut ()) == Received::End {
             self.wire.broken = true;
         }
@@ -141,8 +155,23 @@ impl Connection {
     /// Sends what is queued, as far as the socket takes it.
     #[inline]
     pub(super) fn send(&mut self, sockets: &mut Sockets) {
+        if self.tunnel.is_some() {
+            return self.send_sealed(sockets);
+        }
         if self.wire.has_unsent() && self.link.send(&mut sockets.group, &mut self.wire, &mut ()).is_err() {
             self.wire.broken = true;
+        }
+    }
+
+    fn send_sealed(&mut self, sockets: &mut Sockets) {
+        let Some(tunnel) = &mut self.tunnel else { return };
+        let Ok(all) = tunnel.send(self.link.sock(), &mut self.wire.qpair) else {
+            self.wire.broken = true;
+            return;
+        };
+        if self.is_tunnel_blocked == all {
+            self.is_tunnel_blocked = !all;
+            sockets.group.want_write(self.link.sock(), self.key, !all).ok();
         }
     }
 
@@ -154,7 +183,10 @@ impl Connection {
 
     /// Whether there is something to send that the socket may take.
     pub(super) fn wants_to_send(&self) -> bool {
-        self.wire.has_unsent() && !self.link.is_blocked()
+        match &self.tunnel {
+            None => self.wire.has_unsent() && !self.link.is_blocked(),
+            Some(_) => self.wire.has_unsent() && !self.is_tunnel_blocked,
+        }
     }
 
     /// Why the queue pair closed, where it did so by itself.
@@ -190,7 +222,10 @@ impl Connection {
 
     /// Closes the socket, after a last word where there is one. What was under way comes out of [`Self::abandon`].
     pub(super) fn close(&mut self, sockets: &mut Sockets) {
-        if self.wire.has_unsent() {
+        if let Some(mut tunnel) = self.tunnel.take() {
+            tunnel.send(self.link.sock(), &mut self.wire.qpair).ok();
+            tunnel.close(self.link.sock());
+        } else if self.wire.has_unsent() {
             self.link.send(&mut sockets.group, &mut self.wire, &mut ()).ok();
         }
         self.link.close(&mut sockets.group);

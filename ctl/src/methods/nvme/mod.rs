@@ -142,8 +142,9 @@ params! {
         reconnect_delay_sec: Option<u32>,
         /// TCP: as of bdev_nvme_set_options.
         fast_io_fail_timeout_sec: Option<u32>,
-        /// TLS: not supported by the initiator.
-        psk: Option<Off>,
+        /// TCP: name of the pre-shared key (keyring_file_add_key) to secure all connections with by TLS. Default: none; where
+        /// the controller wants TLS after an authentication, the key that this makes.
+        psk: Option<String>,
         /// As many as there are namespaces.
         max_bdevs: Option<Off>,
         /// TCP: name of the key to authenticate this host by, where the controller asks for that.

@@ -8,17 +8,18 @@ use std::time::Duration;
 use penstock_nvme::controller::Identity;
 use penstock_nvme::tcp::{
     AuthConfig, DiskShared, LossOptions, MultipathMode, MultipathOptions, Nqn, PathCondition, PathReport,
-    Policy, Selector, TcpAttach, TcpError, trid,
+    Policy, Selector, TcpAttach, TcpError, TlsKey, trid,
 };
 use penstock_nvmf::auth::KeyNames;
 use penstock_security::chap;
+use penstock_security::tls::Context;
 use serde_json::{Map, Value, json};
 
 use super::{Attach, Detach, NvmeError};
 use crate::daemon::App;
 use crate::methods::keyring::host_keys;
 use crate::params;
-use crate::rpc::error::errno;
+use crate::rpc::error::{INTERNAL_ERROR, errno};
 use crate::rpc::{Kind, RpcError, Table};
 
 const ATTACH: &str = "bdev_nvme_attach_controller";
@@ -196,11 +197,13 @@ pub(super) async fn attach(app: Rc<App>, params: Attach) -> Result<Value, RpcErr
     let hostnqn = params.hostnqn.as_deref().map(|text| nqn("hostnqn", text)).transpose()?;
     let hostid = params.hostid.as_deref().map(uuid::Uuid::parse_str).transpose();
     let hostid = hostid.map_err(|error| invalid(format!("hostid is no UUID: {error}")))?;
+    let (auth, tls) = keys(&app, &params)?;
     let names = app
         .remote
         .attach(
             TcpAttach {
-                auth: auth(&app, &params)?,
+                auth,
+                tls,
                 params: saved(&params, address),
                 name: params.name,
                 address,
@@ -222,14 +225,20 @@ pub(super) async fn attach(app: Rc<App>, params: Attach) -> Result<Value, RpcErr
     Ok(json!(names))
 }
 
-fn auth(app: &App, params: &Attach) -> Result<Option<Arc<AuthConfig>>, RpcError> {
+/// What the host authenticates itself with, and what its connections are secured with.
+fn keys(app: &App, params: &Attach) -> Result<(Option<Arc<AuthConfig>>, Option<TlsKey>), RpcError> {
     let names = KeyNames {
-        psk: None,
+        psk: params.psk.clone(),
         dhchap_key: params.dhchap_key.clone(),
         dhchap_ctrlr_key: params.dhchap_ctrlr_key.clone(),
     };
-    let keys = host_keys(app, names)?.chap;
-    Ok(keys.map(|keys| Arc::new(AuthConfig { keys, policy: chap::Policy::default() })))
+    let keys = host_keys(app, names)?;
+    let auth = keys.chap.map(|keys| Arc::new(AuthConfig { keys, policy: chap::Policy::default() }));
+    let tls = keys.psk.map(|psk| {
+        let context = Context::new().map_err(|error| RpcError::of(INTERNAL_ERROR, &error))?;
+        Ok::<_, RpcError>(TlsKey { context: Arc::new(context), psk })
+    });
+    Ok((auth, tls.transpose()?))
 }
 
 /// What was given, to be given again.
@@ -251,6 +260,7 @@ fn saved(params: &Attach, address: SocketAddr) -> Value {
         ("fast_io_fail_timeout_sec", json!(params.fast_io_fail_timeout_sec)),
         ("dhchap_key", json!(params.dhchap_key)),
         ("dhchap_ctrlr_key", json!(params.dhchap_ctrlr_key)),
+        ("psk", json!(params.psk)),
         ("disable_sq_flow_control", json!(params.disable_sq_flow_control)),
     ];
     let given = all.into_iter().filter(|(_, value)| !value.is_null());

@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use penstock_bdev::{Busy, Io, IoStatus};
-use penstock_nvme_tcp::Qpair;
+use penstock_nvme_tcp::{Qpair, Tunnel};
 use penstock_reactor::net::{Ready, TcpSocket};
 use penstock_reactor::{Rest, Tick};
 use penstock_spec::nvme::log::ana::AnaState;
@@ -124,6 +124,7 @@ pub(super) struct NewConnection {
     pub(super) qid: u16,
     pub(super) qpair: Qpair<IoPayload>,
     pub(super) socket: TcpSocket,
+    pub(super) tunnel: Option<Tunnel>,
     pub(super) retry_delays_ns: [u64; 3],
 }
 
@@ -214,10 +215,10 @@ impl Seat {
 
     /// A path has got a connection.
     pub(super) fn connect(&mut self, new: NewConnection, sockets: &mut Sockets, now: Tick) {
-        let NewConnection { path, generation, qid, qpair, socket, retry_delays_ns } = new;
+        let NewConnection { path, generation, qid, qpair, socket, tunnel, retry_delays_ns } = new;
         let Some(index) = self.index_of(path) else { return };
         self.lose(index, sockets, now);
-        let made = Connection::new(qpair, qid, socket, sockets, (self.disk, path));
+        let made = Connection::new(qpair, qid, socket, tunnel, sockets, (self.disk, path));
         let Some(path) = self.paths.get_mut(index) else { return };
         path.generation = generation;
         match made {

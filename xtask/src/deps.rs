@@ -6,6 +6,7 @@
 mod apt;
 mod cargo_deny;
 mod kernels;
+mod ktls;
 mod mirror;
 mod python;
 
@@ -55,6 +56,7 @@ const TOOLS: &[Tool] = &[
     tool("fio", "fio"),
     tool("sqlite3", "sqlite3"),
     tool("nvme", "nvme-cli"),
+    tool("keyctl", "keyutils"),
     tool("valgrind", "valgrind"),
     tool("mkfs.ext4", "e2fsprogs"),
     tool("depmod", "kmod"),
@@ -77,5 +79,6 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     apt.install(&stable.iter().map(|tool| tool.package).collect::<Vec<_>>(), apt::From::Release)?;
     apt.install(&newest.iter().map(|tool| tool.package).collect::<Vec<_>>(), apt::From::Backports)?;
     kernels::fetch(&dir, &mut apt, args.refresh)?;
+    ktls::fetch(&dir)?;
     python::install(&dir)
 }

@@ -1,7 +1,7 @@
 //! Figures of one lane on one reactor over disks in memory: what the engine itself can do.
 //!
 //! `cargo run --release -p penstock-fabric --example lane -- [--seconds N] [--mib AREA] [--qd N] [CASE…]`, cases: `device` (the disk below,
-//! alone), `write`, `cached`, `read`, `sequential`, `snapshot`, `restart`. On an otherwise idle machine; each case says what it measured.
+//! alone), `write`, `cached`, `read`, `sequential`, `snapshot`, `background`, `restart`. On an otherwise idle machine; each case says what it measured.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -24,7 +24,7 @@ use penstock_fabric::driver::{Channels, LaneDriver};
 use penstock_fabric::flow::Flow;
 use penstock_fabric::format::superblock::Tier;
 use penstock_fabric::id::{BLOCK_BYTES, LaneNo, ShardId};
-use penstock_fabric::lane::{self, Lane, LaneDisk, LaneOptions, LanePlace, WorkError};
+use penstock_fabric::lane::{self, BackgroundOptions, Lane, LaneDisk, LaneOptions, LanePlace, WorkError};
 use penstock_fabric::log::LogPlace;
 use penstock_fabric::pool::{self, NewDisk, PoolOptions};
 use penstock_reactor::mem::Buf;
@@ -163,7 +163,7 @@ impl Node {
         blocks: u32,
         mut next: impl FnMut() -> u64,
         mut until: impl FnMut(u64, Duration) -> bool,
-    ) -> (f64, Duration) {
+    ) -> Found {
         let mut idle: Vec<Box<Io>> = Vec::new();
         let mut noise = Rng::seeded(7);
         let depth = usize::try_from(self.depth).unwrap();
@@ -177,7 +177,7 @@ impl Node {
         }
         let (begin, mut count, mut ended) = (Instant::now(), 0_u64, Vec::new());
         let mut since = vec![begin; depth];
-        let (mut turn, mut longest, mut stop) = (begin, Duration::ZERO, None);
+        let (mut turn, mut times, mut stop) = (begin, vec![0_u32; 100_000], None);
         while stop.is_none() || idle.len() < depth {
             while let Some(mut io) = idle.pop_if(|_| stop.is_none()) {
                 let tag = io.tag;
@@ -194,7 +194,9 @@ impl Node {
             for io in ended.drain(..) {
                 assert_eq!(io.status, IoStatus::Success);
                 count += 1;
-                longest = longest.max(turn - since[usize::try_from(io.tag).unwrap()]);
+                // By 100 ns, up to 10 ms.
+                let took = (turn - since[usize::try_from(io.tag).unwrap()]).as_nanos() / 100;
+                times[usize::try_from(took).unwrap().min(99_999)] += 1;
                 idle.push(io);
             }
             if stop.is_none() && until(count, turn - begin) {
@@ -204,7 +206,18 @@ impl Node {
         for _ in 0..1000 {
             self.reactor.turn();
         }
-        (stop.unwrap_or(0.0), longest)
+        let within = |part: u64| {
+            let mut left = count * part / 1000;
+            let at = times.iter().position(|some| {
+                let found = left < u64::from(*some);
+                left = left.saturating_sub(u64::from(*some));
+                found
+            });
+            Duration::from_nanos(100 * at.unwrap_or(99_999) as u64)
+        };
+        let longest = times.iter().rposition(|some| *some > 0).unwrap_or(0) as u64;
+        let [p50, p99, p999] = [500, 990, 999].map(within);
+        Found { rate: stop.unwrap_or(0.0), p50, p99, p999, longest: Duration::from_nanos(100 * longest) }
     }
 
     /// What the disk does alone; all of its memory has been touched then.
@@ -231,10 +244,20 @@ impl Node {
     }
 }
 
-fn say(name: &str, blocks: u64, (rate, longest): (f64, Duration)) {
+/// What a load found; times are cut at 10 ms.
+struct Found {
+    rate: f64,
+    p50: Duration,
+    p99: Duration,
+    p999: Duration,
+    longest: Duration,
+}
+
+fn say(name: &str, blocks: u64, found: Found) {
+    let Found { rate, p50, p99, p999, longest } = found;
     let mib = rate * blocks as f64 * 4096.0 / f64::from(1 << 20);
     println!(
-        "{name:12} {rate:>10.0} I/Os per second of {blocks} blocks, {mib:.0} MiB/s, the longest took {longest:.1?}"
+        "{name:12} {rate:>10.0} I/Os per second of {blocks} blocks, {mib:.0} MiB/s; p50 {p50:.1?}, p99 {p99:.1?}, p99.9 {p999:.1?}, the longest {longest:.1?}"
     );
 }
 
@@ -301,6 +324,7 @@ impl Bench {
                 }
             }
             "snapshot" => self.snapshot(),
+            "background" => self.background(),
             "restart" => {
                 let mut node = Node::new(Arc::clone(&self.node.bdev), self.node.options, self.node.depth);
                 let (lane, _) = node.start();
@@ -311,8 +335,38 @@ impl Bench {
         println!("          {:?}", self.lane.usage());
     }
 
-    fn say(&mut self, name: &str, blocks: u64, run: impl FnOnce(&mut Self) -> (f64, Duration)) {
+    fn say(&mut self, name: &str, blocks: u64, run: impl FnOnce(&mut Self) -> Found) {
         say(name, blocks, run(self));
+    }
+
+    /// Reads, alone and beside collection and a scrub that never end, at several shares of the core.
+    fn background(&mut self) {
+        self.lane.set_cache_blocks(0);
+        let (area, time) = (self.area, self.time);
+        let load = |this: &mut Self, name: &str| {
+            let mut rng = Rng::seeded(4);
+            let timed = move |_: u64, now: Duration| now >= time;
+            let (_, before) = this.lane.background_progress();
+            this.say(name, 1, |this| {
+                this.node.load(&mut this.lane.clone(), Op::Read, 1, || rng.below(area), timed)
+            });
+            let (_, after) = this.lane.background_progress();
+            println!(
+                "          background: {} us, {} jobs",
+                after.units - before.units,
+                after.finished - before.finished
+            );
+        };
+        load(self, "alone");
+        let scrub = self.lane.clone();
+        self.lane.set_scrub_rate(u64::from(u32::MAX));
+        let cx = self.node.reactor.cx().clone();
+        cx.spawn(async move { while scrub.scrub().await.is_ok() {} }).unwrap().detach();
+        for share_percent in [10, 50, 100] {
+            self.lane.set_background(BackgroundOptions { share_percent, paused: false });
+            self.lane.want_collect();
+            load(self, &format!("share {share_percent}"));
+        }
     }
 
     /// The longest stall of writes while a snapshot is taken.
@@ -322,7 +376,7 @@ impl Bench {
         let task = self.lane.clone();
         let mut taken = false;
         let cx = self.node.reactor.cx().clone();
-        let (rate, longest) = self.node.load(
+        let Found { rate, longest, .. } = self.node.load(
             &mut lane,
             Op::Write,
             1,

@@ -132,6 +132,16 @@ impl Channels {
     }
 }
 
+/// As `rest`, but no longer than background work that waits for its budget may.
+pub(crate) fn sooner(rest: Rest, now: Tick) -> Rest {
+    let next = now.plus_ns(TICK_NS);
+    match rest {
+        Rest::Never => Rest::Never,
+        Rest::Until(at) => Rest::Until(at.min(next)),
+        Rest::UntilWoken => Rest::Until(next),
+    }
+}
+
 /// Blocks of the bdev in one of 4 KiB.
 fn scale(channel: &BdevChannel) -> u32 {
     let block = channel.shared().block_bytes();
@@ -165,10 +175,7 @@ impl Poller for LaneDriver {
         if !self.lane.is_resting() {
             return Rest::Never;
         }
-        match self.channels.rest(now) {
-            Rest::UntilWoken if self.lane.wants_tick() => Rest::Until(now.plus_ns(TICK_NS)),
-            Rest::Until(at) if self.lane.wants_tick() => Rest::Until(at.min(now.plus_ns(TICK_NS))),
-            rest => rest,
-        }
+        let rest = self.channels.rest(now);
+        if self.lane.wants_tick() { sooner(rest, now) } else { rest }
     }
 }

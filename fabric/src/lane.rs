@@ -15,6 +15,7 @@
 //! the last read of it has ended; the state changes by durable records only, one group of ops after the other.
 
 mod admin;
+mod budget;
 mod bypass;
 pub(crate) mod check;
 mod checkpoint;
@@ -41,6 +42,7 @@ use std::task::Waker;
 use penstock_bdev::{Io, IoStatus};
 use penstock_reactor::hash::FixedMap;
 
+pub use budget::{BackgroundOptions, BackgroundProgress, Job};
 pub use checkpoint::format;
 pub use commit::WorkError;
 pub use diff::Changed;
@@ -165,6 +167,9 @@ struct Core {
     policies: FixedMap<ShardId, ShardPolicy>,
     /// Where any of them wants to have data encoded, or something encoded has been read.
     coder: Option<Box<Coder>>,
+    /// I/Os that hosts have submitted.
+    submitted: u64,
+    budget: budget::Budget,
     /// Units of background work since the data path last had its turn.
     worked: usize,
     scrub: scrub::Scrub,

@@ -8,6 +8,7 @@
 //! Invariants: one change of a pool at a time (the daemon runs one changing method at a time); a note is durable before a lane
 //! is changed for it; every lane of a pool is open before the first of them is written to.
 
+mod background;
 mod catalog;
 mod compression;
 mod container;
@@ -36,6 +37,7 @@ use penstock_bdev::{Descriptor, EventKind, Registry, Subscription};
 use penstock_reactor::{Cx, ReactorHandle};
 use uuid::Uuid;
 
+pub use background::PoolBackground;
 pub use catalog::{
     Catalog, Change, CodecNote, CompressionNote, ContainerNote, NoteText, Phase, PoolNote, SnapshotNote,
     VdiskNote,

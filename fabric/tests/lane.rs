@@ -448,6 +448,38 @@ fn large_writes_bypass_the_log_and_power_cuts_lose_none_of_them() {
     });
 }
 
+/// Work that can wait stops where it is, the drain goes on, and room that is wanted is made all the same.
+#[test]
+fn background_work_that_is_paused_holds_up_no_write_and_goes_on_later() {
+    use penstock_fabric::lane::BackgroundOptions;
+    let (mut world, place, mut bench) = fresh(12, 1);
+    let mut rng = Rng::seeded(12);
+    load(&mut world, &mut bench, &mut rng, 150, 1500).unwrap();
+    bench.snapshot(&[shard(1)], 1);
+    load(&mut world, &mut bench, &mut rng, 150, 1500).unwrap();
+    bench.settle(&mut world).unwrap();
+    bench.lane.set_background(BackgroundOptions { share_percent: 1, paused: true });
+    bench
+        .run(&mut world, |lane| Box::pin(async move { lane.delete_snapshot(shard(1), 1).await }))
+        .unwrap()
+        .unwrap();
+    bench.oracle.snapshots.remove(&(shard(1), 1));
+    let (_, before) = bench.lane.background_progress();
+    load(&mut world, &mut bench, &mut rng, 200, 1500).unwrap();
+    bench.quiesce(&mut world).unwrap();
+    bench.settle(&mut world).unwrap();
+    let (options, paused) = bench.lane.background_progress();
+    assert!(options.paused && paused.finished == before.finished, "{paused:?}");
+    bench.lane.set_background(BackgroundOptions { share_percent: 1, paused: false });
+    load(&mut world, &mut bench, &mut rng, 200, 1500).unwrap();
+    bench.settle(&mut world).unwrap();
+    let (_, after) = bench.lane.background_progress();
+    assert!(after.finished > before.finished, "{after:?}");
+    bench.read_all(&mut world);
+    bench.check_space(&place);
+    assert_eq!(bench.background_error, None);
+}
+
 #[test]
 fn images_of_all_versions_still_open() {
     for version in ["v1", "v2", "v3"] {

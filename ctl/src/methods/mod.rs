@@ -15,6 +15,7 @@ pub mod nvmf;
 pub mod nvmf_discovery;
 pub mod nvmf_path;
 pub mod pool;
+pub mod pool_background;
 pub mod reactor;
 pub mod trace;
 pub mod transfer;
@@ -42,6 +43,7 @@ pub fn table() -> Table<Rc<App>> {
     filter::add(&mut table);
     nvme::add(&mut table);
     pool::add(&mut table);
+    pool_background::add(&mut table);
     vdisk::add(&mut table);
     transfer::add(&mut table);
     keyring::add(&mut table);

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use penstock_bdev::IoStatus;
 use zerocopy::little_endian::U64;
 
-use super::{Lane, WorkError};
+use super::{Job, Lane, WorkError};
 use crate::format::checkpoint::{MetaKind, MetaOp};
 use crate::format::node::LeafEntry;
 use crate::id::{EgroupId, ExtentNo};
@@ -31,7 +31,7 @@ impl Lane {
             }
             let full = {
                 let core = self.0.borrow();
-                core.full && !core.want_collect
+                core.full && (!core.want_collect || core.is_paused())
             };
             if full {
                 self.free_zeroes().await?;
@@ -102,7 +102,10 @@ impl Lane {
 
     /// One piece of background work.
     async fn work(&self) -> Result<(), WorkError> {
-        let collect = std::mem::take(&mut self.0.borrow_mut().want_collect);
+        let collect = {
+            let mut core = self.0.borrow_mut();
+            !core.is_paused() && std::mem::take(&mut core.want_collect)
+        };
         if collect {
             // What waits to be drained does not need what it replaces.
             return self.collect(false).await;
@@ -153,6 +156,17 @@ impl Lane {
 
     /// Counts what the maps refer to and frees what they do not; compacts more where `room` is wanted.
     async fn collect(&self, room: bool) -> Result<(), WorkError> {
+        self.begin_job(Job::Mark, 0, room);
+        let outcome = self.collect_now(room).await;
+        self.end_job(outcome.is_ok());
+        if outcome == Err(WorkError::Paused) {
+            self.0.borrow_mut().want_collect = true;
+            return Ok(());
+        }
+        outcome
+    }
+
+    async fn collect_now(&self, room: bool) -> Result<(), WorkError> {
         let marks = self.mark().await?;
         let mut live: BTreeMap<EgroupId, u64> = BTreeMap::new();
         for ((id, _), blocks) in &marks {
@@ -180,7 +194,8 @@ impl Lane {
                 continue;
             }
             let page = self.page(node).await?;
-            self.breathe(page.count() / 8).await;
+            self.step_job();
+            self.aside(page.count() / 8).await?;
             for at in 0..page.count() {
                 if page.level() > 0 {
                     todo.extend(page.child(at));
@@ -241,8 +256,8 @@ impl super::Core {
         }
         let drain = !self.tables.frozen.is_empty() && !self.full;
         let zeroes = self.full && self.zeroed_blocks >= self.zeroes_wanted && self.may_try();
-        let encode = self.encode_from < self.encode_until && !self.full;
-        self.want_collect
+        let encode = self.encode_from < self.encode_until && !self.full && !self.is_paused();
+        (self.want_collect && !self.is_paused())
             || self.wants_space_use()
             || zeroes
             || drain

@@ -39,6 +39,9 @@ pub enum WorkError {
     /// A write or flush failed; the lane takes no writes until it is opened again.
     #[error("the lane failed: {0:?}; open the pool again when the disk is in order")]
     Failed(IoStatus),
+    /// Work that can wait is not to go on now.
+    #[error("background work is paused; let it go on with pool_set_background")]
+    Paused,
     /// A disk failed.
     #[error(transparent)]
     Disk(#[from] DiskError),

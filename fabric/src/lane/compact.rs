@@ -6,7 +6,7 @@
 
 use super::collect::Marks;
 use super::drain::Drain;
-use super::{Core, Lane, WorkError};
+use super::{Core, Job, Lane, WorkError};
 use crate::codec::Codec;
 use crate::egroup::{Builder, ReadError, piece, read_piece};
 use crate::format::egroup::{ExtentEntry, KIND_DATA};
@@ -63,12 +63,16 @@ impl Lane {
         };
         // Those that give most come first.
         victims.sort_by_key(|(_, egroup)| egroup.live * 1024 / u64::from(egroup.blocks));
+        self.begin_job(Job::Compact, victims.len() as u64, room);
         let mut left = victims.as_slice();
         while !left.is_empty() {
             let mut drain = Drain::new();
             while let Some(((id, egroup), later)) = left.split_first() {
                 match self.transform(&mut drain, *id, egroup, &Transform::Compact(marks, dead_min)).await {
-                    Ok(()) => left = later,
+                    Ok(()) => {
+                        self.step_job();
+                        left = later;
+                    }
                     // What is written so far frees more than it took; then there is room for this one.
                     Err(error) if error.is_lack_of_room() && !drain.written.is_empty() => break,
                     Err(error) => {
@@ -112,6 +116,18 @@ impl Lane {
 
     /// Encodes a few egroups.
     pub(super) async fn encode_some(&self) -> Result<(), WorkError> {
+        let todo = {
+            let core = self.0.borrow();
+            core.encode_until.saturating_sub(core.encode_from)
+        };
+        self.begin_job(Job::Encode, todo, false);
+        let outcome = self.encode_now().await;
+        self.end_job(outcome.is_ok());
+        // Where it was is where it goes on.
+        if outcome == Err(WorkError::Paused) { Ok(()) } else { outcome }
+    }
+
+    async fn encode_now(&self) -> Result<(), WorkError> {
         let some: Vec<(EgroupId, Egroup)> = {
             let core = self.0.borrow();
             let (from, until) = (core.encode_from, core.encode_until);
@@ -127,7 +143,7 @@ impl Lane {
         let mut drain = Drain::new();
         for (id, egroup) in &some {
             match self.transform(&mut drain, *id, egroup, &Transform::Encode).await {
-                Ok(()) => {}
+                Ok(()) => self.step_job(),
                 // It saves room some other time.
                 Err(error) if error.is_lack_of_room() => break,
                 Err(error) => {
@@ -175,7 +191,7 @@ impl Lane {
                 Codec::Raw => builder.push(entry.owner(), entry.kind, stored.chunks_exact(BLOCK_BYTES)),
                 codec => builder.push_coded(entry.owner(), codec, usize::from(entry.blocks), stored),
             }
-            self.breathe(usize::from(entry.blocks)).await;
+            self.aside(usize::from(entry.blocks)).await?;
         }
         // Live extents keep their dead blocks, and not everything shrinks: there may be less to gain than it seemed.
         if builder.total_blocks() as u64 * 32 > u64::from(egroup.blocks) * (32 - what.gain_min()) {

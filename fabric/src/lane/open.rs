@@ -166,6 +166,8 @@ impl Lane {
             space: None,
             encode_from: 0,
             encode_until: 0,
+            submitted: 0,
+            budget: super::budget::Budget::default(),
             worked: 0,
             collected: Lsn(0),
             checkpointed: found.state_lsn,

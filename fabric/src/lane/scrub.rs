@@ -52,13 +52,14 @@ impl Lane {
         if core.scrub.tick(now) {
             core.wake();
         }
+        core.tick_budget(now);
     }
 
     /// Whether something waits for time to pass.
     #[must_use]
     pub fn wants_tick(&self) -> bool {
         let core = self.0.borrow();
-        core.scrub.starved && core.scrub.progress.rate > 0
+        (core.scrub.starved && core.scrub.progress.rate > 0) || core.budget_waits()
     }
 
     /// Changes how fast [`Self::scrub`] goes, in blocks of 4 KiB per second; 0 lets it pause.
@@ -127,7 +128,12 @@ impl Lane {
                 Ok(_) => self.scrub_found(id, extent, &ReadError::Checksum { id, extent })?,
                 Err(source) => self.scrub_found(id, extent, &ReadError::Disk { id, source })?,
             }
-            self.breathe(index(whole.disk_blocks)).await;
+            while let Err(error) = self.aside(index(whole.disk_blocks)).await {
+                if error != WorkError::Paused {
+                    return Err(error);
+                }
+                self.wait(|core| (!core.is_paused() || core.log.failed().is_some()).then_some(())).await;
+            }
         }
         Ok(())
     }

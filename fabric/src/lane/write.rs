@@ -20,6 +20,7 @@ impl Core {
         mut io: Box<Io>,
     ) -> Result<(), Box<Io>> {
         io.status = IoStatus::Pending;
+        self.submitted += 1;
         if self.done.len() + self.acks.len() + self.bypass.held() >= ACKS_MAX {
             return Err(io);
         }

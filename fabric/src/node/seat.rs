@@ -188,6 +188,7 @@ impl Poller for SeatPoller {
         }
         let mut channels = seat.channels.borrow_mut();
         let Some(lane) = seat.lane.get() else { return channels.turn(&seat.flow, now) };
+        lane.tick(now);
         let pushed = seat.desk.push(lane, &self.hub);
         if !lane.is_resting() {
             lane.turn();
@@ -205,6 +206,7 @@ impl Poller for SeatPoller {
         if !seat.desk.is_idle() || seat.lane.get().is_some_and(|lane| !lane.is_resting()) {
             return Rest::Never;
         }
-        seat.channels.borrow().rest(now)
+        let rest = seat.channels.borrow().rest(now);
+        if seat.lane.get().is_some_and(Lane::wants_tick) { crate::driver::sooner(rest, now) } else { rest }
     }
 }

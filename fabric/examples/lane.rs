@@ -19,13 +19,11 @@ use std::time::{Duration, Instant};
 
 use penstock_bdev::malloc::Malloc;
 use penstock_bdev::{Bdev, BdevChannel, Busy, Descriptor, Io, IoFlags, IoStatus, Lba, Op, OpenMode};
-use penstock_fabric::alloc::Regions;
 use penstock_fabric::driver::{Channels, LaneDriver};
 use penstock_fabric::flow::Flow;
 use penstock_fabric::format::superblock::Tier;
 use penstock_fabric::id::{BLOCK_BYTES, LaneNo, ShardId};
-use penstock_fabric::lane::{self, BackgroundOptions, Lane, LaneDisk, LaneOptions, LanePlace, WorkError};
-use penstock_fabric::log::LogPlace;
+use penstock_fabric::lane::{self, BackgroundOptions, Lane, LaneOptions, LanePlace, WorkError};
 use penstock_fabric::pool::{self, NewDisk, PoolOptions};
 use penstock_reactor::mem::Buf;
 use penstock_reactor::rng::Rng;
@@ -34,7 +32,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 const SHARD: ShardId = ShardId(1 << 16);
-const POOL: PoolOptions = PoolOptions { lanes: 1, segment_blocks: 1024, segments: 64, region_blocks: 16384 };
+const POOL: PoolOptions =
+    PoolOptions { lanes: 1, segment_blocks: 1024, segments: 64, region_blocks: 16384, copies: 1 };
 /// Blocks of one I/O that touches the disk's memory for the first time.
 const TOUCH_BLOCKS: u32 = 32;
 
@@ -86,7 +85,7 @@ impl Node {
     }
 
     fn channels(&self) -> Channels {
-        Channels::new(vec![self.disk.channel(self.reactor.cx()).unwrap()])
+        Channels::new(vec![Some(self.disk.channel(self.reactor.cx()).unwrap())])
     }
 
     /// Runs a control flow over a channel of its own.
@@ -107,19 +106,9 @@ impl Node {
         let flow = Flow::new();
         let (mouth, plugged) = (flow.clone(), self.channels().plugged());
         let pool = self.run(&flow, async move { pool::open(&mouth, &plugged).await }).unwrap();
-        let (at, superblock) = &pool.disks[0];
-        let layout = superblock.layout;
-        let log = LogPlace {
-            pool: pool.uuid,
-            lane: LaneNo(0),
-            disk_no: superblock.disk_no,
-            at: *at,
-            first: layout.log_first(LaneNo(0)),
-            segment_blocks: layout.segment_blocks,
-            segments: layout.segments,
-        };
-        let disk = LaneDisk { at: *at, regions: Arc::new(Regions::new(layout)), write_cache: false };
-        LanePlace { log, layout, disks: vec![disk] }
+        let mut place = pool.place(LaneNo(0), &pool.regions()).unwrap();
+        place.disks[0].write_cache = false;
+        place
     }
 
     fn create(&mut self) {

@@ -5,7 +5,7 @@
 //! them is what no egroup of the index occupies, so that nothing can leak over a restart.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::format::superblock::Layout;
 use crate::id::{DiskBlock, LaneNo, index};
@@ -13,12 +13,13 @@ use crate::id::{DiskBlock, LaneNo, index};
 /// Blocks that only the state of the lane may use: map nodes of drains that free space, and egroups that are compacted.
 pub const RESERVE_BLOCKS: u64 = 2048;
 
-/// Who has which region of one disk.
+/// What all lanes share of one disk: who has which region of it, and whether it fails.
 #[derive(Debug)]
 pub struct Regions {
     /// The owner's lane plus one; 0: nobody.
     owners: Vec<AtomicU32>,
     layout: Layout,
+    failing: AtomicBool,
 }
 
 impl Regions {
@@ -26,7 +27,18 @@ impl Regions {
     #[must_use]
     pub fn new(layout: Layout) -> Self {
         let owners = (0..layout.regions()).map(|_| AtomicU32::new(0)).collect();
-        Self { owners, layout }
+        Self { owners, layout, failing: AtomicBool::new(false) }
+    }
+
+    /// Says that the disk fails to keep what is written.
+    pub fn fail(&self) {
+        self.failing.store(true, Ordering::Release);
+    }
+
+    /// Whether it was said to fail.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Ordering::Acquire)
     }
 
     /// Takes a region that is nobody's.
@@ -47,6 +59,20 @@ impl Regions {
             Ok(_) => true,
             Err(owner) => owner == mine,
         }
+    }
+
+    /// Gives a region back that is `lane`'s. False: it is not.
+    pub fn give(&self, region: u32, lane: LaneNo) -> bool {
+        let mine = u32::from(lane.0) + 1;
+        let owner = self.owners.get(index(region));
+        owner
+            .is_some_and(|owner| owner.compare_exchange(mine, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+    }
+
+    /// Of a disk that is not there: none.
+    #[must_use]
+    pub fn none(layout: Layout) -> Self {
+        Self { owners: Vec::new(), layout, failing: AtomicBool::new(false) }
     }
 
     /// How many regions there are.

@@ -3,7 +3,7 @@
 //! A [`Channels`] has one channel per disk of the pool, where it is plugged in; blocks of 4 KiB become the bdev's own. A
 //! [`LaneDriver`] is the poller of one lane: hosts' I/O goes to its [`Lane`] on the same reactor and is polled from there.
 
-use penstock_bdev::{BdevChannel, Busy, Io};
+use penstock_bdev::{BdevChannel, Busy, Io, IoStatus};
 use penstock_reactor::{Cx, Poller, Rest, Tick};
 
 use crate::flow::{DiskIo, Flow};
@@ -14,7 +14,7 @@ use crate::lane::Lane;
 const POLL_BUDGET: usize = 128;
 
 /// How long a core may sleep while background work waits for its budget, in nanoseconds.
-const TICK_NS: u64 = 5_000_000;
+pub(crate) const TICK_NS: u64 = 5_000_000;
 
 /// Something that has I/O for disks: the mouth of control flows, or a lane.
 pub trait Port {
@@ -58,49 +58,82 @@ impl Port for Lane {
 /// This reactor's channels to the disks of a pool, by where they are plugged in.
 #[derive(Debug)]
 pub struct Channels {
-    channels: Vec<BdevChannel>,
+    channels: Vec<Option<BdevChannel>>,
+    /// Channels to disks that are not wanted any more; dropped when nothing is under way there.
+    leaving: Vec<(DiskNo, BdevChannel)>,
     done: Vec<Box<Io>>,
 }
 
 impl Channels {
-    /// Over the channels of all disks, in the order of where they are plugged in.
+    /// Over the channels of all disks, in the order of where they are plugged in; `None` where nothing is.
     #[must_use]
-    pub fn new(channels: Vec<BdevChannel>) -> Self {
-        Self { channels, done: Vec::with_capacity(POLL_BUDGET) }
+    pub fn new(channels: impl IntoIterator<Item = impl Into<Option<BdevChannel>>>) -> Self {
+        let channels = channels.into_iter().map(Into::into).collect();
+        Self { channels, leaving: Vec::new(), done: Vec::with_capacity(POLL_BUDGET) }
+    }
+
+    /// Plugs a disk in behind all others.
+    pub fn add(&mut self, channel: Option<BdevChannel>) {
+        self.channels.push(channel);
+    }
+
+    /// Pulls a disk: what is for it from now on ends with [`IoStatus::Gone`].
+    pub fn pull(&mut self, at: DiskNo) {
+        if let Some(channel) = self.channels.get_mut(usize::from(at.0)).and_then(Option::take) {
+            self.leaving.push((at, channel));
+        }
+    }
+
+    /// Whether a disk that was pulled is let go.
+    #[must_use]
+    pub fn is_free(&self, at: DiskNo) -> bool {
+        !self.leaving.iter().any(|(of, _)| *of == at)
     }
 
     /// Blocks of 4 KiB of each disk, with where it is plugged in.
     #[must_use]
     pub fn plugged(&self) -> Vec<(DiskNo, u64)> {
-        let blocks = |channel: &BdevChannel| channel.shared().blocks() / u64::from(scale(channel));
-        (0..).map(DiskNo).zip(self.channels.iter().map(blocks)).collect()
+        let blocks = |(at, channel): (u16, &Option<BdevChannel>)| {
+            let channel = channel.as_ref()?;
+            Some((DiskNo(at), channel.shared().blocks() / u64::from(scale(channel))))
+        };
+        (0..).zip(&self.channels).filter_map(blocks).collect()
     }
 
     /// I/Os under way. A channel must not be dropped before there is none.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.channels.iter().map(BdevChannel::in_flight).sum()
+        self.all().map(BdevChannel::in_flight).sum()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &BdevChannel> {
+        self.channels.iter().flatten().chain(self.leaving.iter().map(|(_, channel)| channel))
     }
 
     /// Moves what `port` has to the disks and what these have ended back; returns how many I/Os moved.
-    ///
-    /// # Panics
-    /// When an I/O is for a disk that is not there: whoever opened the lane gave it other disks.
     pub fn turn(&mut self, port: &impl Port, now: Tick) -> usize {
         let mut moved = 0;
-        for (number, channel) in self.channels.iter_mut().enumerate() {
+        let present = (0..)
+            .map(DiskNo)
+            .zip(&mut self.channels)
+            .filter_map(|(at, channel)| Some((at, channel.as_mut()?)));
+        for (disk, channel) in present.chain(self.leaving.iter_mut().map(|(at, channel)| (*at, channel))) {
             let scale = scale(channel);
             channel.poll(now, POLL_BUDGET, &mut self.done);
             moved += self.done.len();
             for mut io in self.done.drain(..) {
                 io.lba.0 /= u64::from(scale);
                 io.blocks /= scale;
-                port.complete(DiskIo { disk: DiskNo(u16::try_from(number).unwrap_or(u16::MAX)), io });
+                port.complete(DiskIo { disk, io });
             }
         }
+        self.leaving.retain(|(_, channel)| channel.in_flight() > 0);
         while let Some(DiskIo { disk, mut io }) = port.take_out() {
-            let Some(channel) = self.channels.get_mut(usize::from(disk.0)) else {
-                panic!("there is no disk {}", disk.0)
+            let Some(Some(channel)) = self.channels.get_mut(usize::from(disk.0)) else {
+                io.status = IoStatus::Gone;
+                port.complete(DiskIo { disk, io });
+                moved += 1;
+                continue;
             };
             let scale = scale(channel);
             io.lba.0 *= u64::from(scale);
@@ -120,7 +153,7 @@ impl Channels {
     #[must_use]
     pub fn rest(&self, now: Tick) -> Rest {
         let mut rest = Rest::UntilWoken;
-        for channel in &self.channels {
+        for channel in self.all() {
             rest = match (rest, channel.rest(now)) {
                 (Rest::Never, _) | (_, Rest::Never) => Rest::Never,
                 (Rest::Until(one), Rest::Until(other)) => Rest::Until(one.min(other)),

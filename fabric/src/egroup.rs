@@ -10,7 +10,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use crate::clock::Clock;
 use crate::codec::Codec;
 use crate::crc::crc32c;
-use crate::flow::{DiskError, Flow, buffer};
+use crate::flow::{DiskError, Flow, all, buffer};
 use crate::format::FormatError;
 use crate::format::egroup::{
     EGROUP_BLOCKS_MAX, EXTENT_BLOCKS_MAX, EXTENTS_MAX, ExtentEntry, HeaderPart, KIND_DATA, SECTOR_BYTES,
@@ -19,7 +19,7 @@ use crate::format::egroup::{
 use crate::id::{
     BLOCK_BYTES, DiskBlock, DiskNo, EgroupId, ExtentNo, Generation, LaneNo, ShardId, VBlock, count32, index,
 };
-use crate::state::Egroup;
+use crate::state::{Egroup, Place};
 
 /// Blocks of one device write at most.
 const CHUNK_BLOCKS: usize = 256;
@@ -225,29 +225,52 @@ impl Builder {
         header_blocks(self.extents.len(), self.crcs.len()) + self.data_blocks()
     }
 
-    /// Writes it to `first` on `disk`, which is plugged in at `at`. It is durable after the next flush there.
+    /// Whether it has the very extents, with the same checksums at the same places, that `header` tells of.
+    #[must_use]
+    pub fn is_as(&self, header: &Header) -> bool {
+        let shift = count32(header_blocks(self.extents.len(), self.crcs.len())) * SECTORS_PER_BLOCK;
+        let crcs = |entry: &ExtentEntry| {
+            let first = usize::from(entry.first_crc.get());
+            let made = self.crcs.get(first..first + entry.crcs()).unwrap_or_default();
+            made.iter().enumerate().all(|(at, crc)| header.crc(entry, at) == Some(*crc))
+        };
+        let same = |(number, entry): (usize, &ExtentEntry)| {
+            let known = u16::try_from(number).ok().and_then(|number| header.extent(ExtentNo(number)));
+            let mut made = *entry;
+            if made.blocks > 0 {
+                made.sector += shift;
+            }
+            known == Some(made) && crcs(entry)
+        };
+        self.extents.len() == index(header.extents()) && self.extents.iter().enumerate().all(same)
+    }
+
+    /// Writes a copy of it to each of `spots`. They are durable after the next flush there. Where some fail, the egroup is where it was
+    /// written, and the failures are told.
     ///
     /// # Errors
-    /// What the disk says; the space holds whatever it holds then.
+    /// What the first disk says, when all fail; the space holds whatever it holds then.
     pub async fn write(
         mut self,
         flow: &Flow,
         owner: &Owner,
         generation: Generation,
-        disk: DiskNo,
-        at: DiskNo,
-        first: DiskBlock,
-    ) -> Result<Egroup, DiskError> {
+        copies: u8,
+        spots: &[Spot],
+    ) -> Result<(Egroup, Vec<DiskError>), DiskError> {
         let header = header_blocks(self.extents.len(), self.crcs.len());
         self.pad(BLOCK_BYTES);
         let shift = count32(header) * SECTORS_PER_BLOCK;
         self.extents.iter_mut().filter(|extent| extent.blocks > 0).for_each(|extent| extent.sector += shift);
         let blocks = header + self.data_blocks();
-        let mut buf = buffer(header * BLOCK_BYTES).await;
-        let identity = identity(owner.pool, u32::from(disk.0), owner.lane, self.id, first.0);
-        let header_crc = write_header(&identity, generation, blocks, &self.extents, &self.crcs, &mut buf);
-        flow.write(at, first, buf).await?;
-        let mut next = first.0 + header as u64;
+        let mut writes: Vec<Writing> = Vec::with_capacity(spots.len());
+        for spot in spots {
+            let mut buf = buffer(header * BLOCK_BYTES).await;
+            let identity = identity(owner.pool, u32::from(spot.disk.0), owner.lane, self.id, spot.first.0);
+            let crc = write_header(&identity, generation, blocks, &self.extents, &self.crcs, &mut buf);
+            writes.push(Writing { spot: *spot, crc, next: spot.first.0, buf: Some(buf), failed: None });
+        }
+        write_each(flow, &mut writes).await;
         let mut left = self.data_blocks();
         for mut chunk in std::mem::take(&mut self.chunks) {
             let count = left.min(CHUNK_BLOCKS);
@@ -255,21 +278,141 @@ impl Builder {
                 break;
             }
             chunk.set_len(count * BLOCK_BYTES);
-            flow.write(at, DiskBlock(next), chunk).await?;
-            next += count as u64;
+            for write in writes.iter_mut().skip(1).filter(|write| write.failed.is_none()) {
+                let mut copy = buffer(chunk.len()).await;
+                copy.copy_from_slice(&chunk);
+                write.buf = Some(copy);
+            }
+            if let Some(first) = writes.first_mut().filter(|write| write.failed.is_none()) {
+                first.buf = Some(chunk);
+            }
+            write_each(flow, &mut writes).await;
             left -= count;
         }
-        Ok(Egroup {
+        let place = |write: &Writing| {
+            let Spot { disk, first, .. } = write.spot;
+            write.failed.is_none().then_some(Place { disk, first, header_crc: write.crc })
+        };
+        let places: Vec<Place> = writes.iter().filter_map(place).collect();
+        let failures: Vec<DiskError> = writes.iter().filter_map(|write| write.failed).collect();
+        let (Some(first), second) = (places.first(), places.get(1).copied()) else {
+            return Err(failures.first().copied().unwrap_or(NOWHERE));
+        };
+        let egroup = Egroup {
             generation,
-            disk,
-            first,
+            disk: first.disk,
+            first: first.first,
             blocks: count32(blocks),
             header_blocks: count32(header),
-            header_crc,
+            header_crc: first.header_crc,
             decoded: count32(self.decoded),
             live: self.decoded as u64,
-        })
+            second,
+            copies,
+        };
+        Ok((egroup, failures))
     }
+}
+
+/// Where a copy of an egroup is to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spot {
+    /// The disk, by its number in the pool.
+    pub disk: DiskNo,
+    /// Where it is plugged in.
+    pub at: DiskNo,
+    /// The first block.
+    pub first: DiskBlock,
+}
+
+/// What an egroup that is written to no disk says.
+const NOWHERE: DiskError = DiskError {
+    disk: DiskNo(u16::MAX),
+    op: Op::Write,
+    block: DiskBlock(0),
+    blocks: 0,
+    status: IoStatus::Internal,
+};
+
+/// A copy that is being written.
+struct Writing {
+    spot: Spot,
+    crc: u32,
+    next: u64,
+    buf: Option<Buf>,
+    failed: Option<DiskError>,
+}
+
+/// Writes what each has, at once.
+async fn write_each(flow: &Flow, writes: &mut [Writing]) {
+    let each = writes.iter_mut().filter_map(|write| {
+        let buf = write.buf.take()?;
+        Some(async move {
+            let blocks = (buf.len() / BLOCK_BYTES) as u64;
+            write.failed = flow.write(write.spot.at, DiskBlock(write.next), buf).await.err();
+            write.next += blocks;
+        })
+    });
+    drop(all(each).await);
+}
+
+/// Puts an egroup together again, each extent from a copy where it is sound. Returns it with the copies, by their place in
+/// `copies`, in which something was not.
+///
+/// # Errors
+/// [`ReadError`], when something is sound in none of them.
+pub async fn rebuild(
+    flow: &Flow,
+    owner: &Owner,
+    id: EgroupId,
+    egroup: &Egroup,
+    copies: &[(Place, DiskNo)],
+) -> Result<(Builder, Vec<usize>), ReadError> {
+    let missing = ReadError::Missing { id, extent: ExtentNo(0) };
+    let (mut bad, mut found, mut why) = (Vec::new(), None, missing);
+    for (number, (place, at)) in copies.iter().enumerate() {
+        match read_header(flow, owner, id, &egroup.seen_at(*place), *at).await {
+            Ok(header) => drop(found.get_or_insert(header)),
+            Err(error) => {
+                bad.push(number);
+                why = error;
+            }
+        }
+    }
+    let header = found.ok_or(why)?;
+    let mut builder = Builder::new(id);
+    for extent in (0..header.extents()).filter_map(|extent| u16::try_from(extent).ok().map(ExtentNo)) {
+        let Some(entry) = header.extent(extent) else { continue };
+        if entry.blocks == 0 {
+            builder.push_dead(&entry);
+            continue;
+        }
+        let (mut sound, mut why) = (None, missing);
+        for (number, (place, at)) in copies.iter().enumerate() {
+            let whole = piece(&egroup.seen_at(*place), &header, extent, 0, u64::from(entry.blocks));
+            let Some(whole) = whole else { continue };
+            match read_piece(flow, id, &header, extent, &whole, *at).await {
+                Ok(bytes) => drop(sound.get_or_insert((whole, bytes))),
+                Err(error) => {
+                    why = error;
+                    if !bad.contains(&number) {
+                        bad.push(number);
+                    }
+                }
+            }
+        }
+        let (whole, bytes) = sound.ok_or(why)?;
+        let stored = whole.stored(&bytes).ok_or(why)?;
+        builder.reserve().await;
+        match whole.codec() {
+            Codec::Raw => builder.push(entry.owner(), entry.kind, stored.chunks_exact(BLOCK_BYTES)),
+            codec => builder.push_coded(entry.owner(), codec, usize::from(entry.blocks), stored),
+        }
+    }
+    if builder.is_as(&header) {
+        return Ok((builder, bad));
+    }
+    Err(ReadError::Header { id, at: *egroup, source: FormatError::Field { field: "extents" } })
 }
 
 /// Where the blocks of a piece of an extent are on its disk, and what they must be.

@@ -17,8 +17,12 @@ use crate::crc::crc32c_of;
 use crate::id::{LaneNo, index};
 
 /// The format that this program writes. 2: extents and payloads of the log may be encoded; the index knows how many blocks an egroup
-/// has when decoded. 3: the log tells of data that bypassed it. What earlier versions wrote is read as it is.
-pub const VERSION: u16 = 3;
+/// has when decoded. 3: the log tells of data that bypassed it. 4: egroups, logs and checkpoints may be on two disks. What earlier
+/// versions wrote is read as it is.
+pub const VERSION: u16 = 4;
+
+/// The disk of a structure that is the same on several: those of the log. Before version 4 they had the number of theirs.
+pub const ANY_DISK: u32 = u32::MAX;
 
 /// What a structure is, by its first eight bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,7 +195,8 @@ impl Prefix {
         if self.pool != identity.pool.into_bytes() {
             return Err(FormatError::Pool);
         }
-        let here = self.disk.get() == identity.disk
+        let any_disk = identity.disk == ANY_DISK && self.version.get() < 4;
+        let here = (self.disk.get() == identity.disk || any_disk)
             && self.lane.get() == identity.lane.0
             && self.address.get() == identity.address;
         if here { Ok(()) } else { Err(FormatError::Misplaced) }

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::flow::{DiskError, Flow};
+use crate::format::superblock::DiskState;
 use crate::id::{DiskNo, EgroupId, LaneNo};
 use crate::lane::check::{self, Found, Reader, Walk};
 use crate::lane::rescue::cut_log;
@@ -55,6 +56,10 @@ impl Finding {
     fn new(severity: Severity, what: String, consequence: &str, remedy: &str) -> Self {
         let (consequence, remedy) = (consequence.to_owned(), remedy.to_owned());
         Self { severity, what, consequence, remedy, repaired: false }
+    }
+
+    pub(crate) fn repairable(what: String, consequence: &str, remedy: &str) -> Self {
+        Self::new(Severity::Repairable, what, consequence, remedy)
     }
 
     pub(crate) fn damage(what: String, consequence: &str, remedy: &str) -> Self {
@@ -140,7 +145,11 @@ pub async fn check(
     progress: &mut dyn FnMut(LaneNo, u64, u64),
 ) -> Result<Report, PoolError> {
     let (pool, damaged) = pool::assemble(flow, plugged).await?;
+    if !pool.can_do_without() {
+        pool.complete()?;
+    }
     let mut report = Report::default();
+    note_disks(&pool, &mut report.findings);
     for (at, copies) in damaged {
         let what = format!("disk {}: {copies} of 4 copies of the superblock are damaged or old", at.0);
         let mut finding = Finding::new(
@@ -158,7 +167,7 @@ pub async fn check(
         report.findings.add(finding);
     }
     let regions = pool.regions();
-    let lanes = pool.disks.first().map_or(0, |(_, superblock)| superblock.layout.lanes);
+    let lanes = pool.newest.layout.lanes;
     let mut spaces = BTreeSet::new();
     for lane in (0..lanes).map(LaneNo) {
         let Some(place) = pool.place(lane, &regions) else { continue };
@@ -207,7 +216,7 @@ pub async fn rescue(
     let pool = pool::open(flow, plugged).await?;
     let mut findings = Findings::default();
     let regions = pool.regions();
-    let lanes = pool.disks.first().map_or(0, |(_, superblock)| superblock.layout.lanes);
+    let lanes = pool.newest.layout.lanes;
     let mut broken = Vec::new();
     for place in (0..lanes).filter_map(|lane| pool.place(LaneNo(lane), &regions)) {
         match find_or_cut(flow, &place, &mut findings).await? {
@@ -269,6 +278,35 @@ async fn find_or_cut(
     Ok(check::find(flow, place).await.ok())
 }
 
+/// What there is to be said of disks that are not there, or not believed.
+fn note_disks(pool: &Pool, findings: &mut Findings) {
+    let uuid = |number: &DiskNo| pool.newest.disks.get(usize::from(number.0)).copied().unwrap_or_default();
+    for missing in &pool.missing {
+        findings.add(Finding::new(
+            Severity::Note,
+            format!("disk {} ({}) is missing", missing.0, uuid(missing)),
+            "the pool can be opened without it: everything on it is on the others too",
+            "plug it in again before the pool is opened, or open the pool degraded; then the disk is out",
+        ));
+    }
+    for (at, disk) in &pool.stale {
+        findings.add(Finding::new(
+            Severity::Note,
+            format!("the disk at place {} ({disk}) was of this pool and is out", at.0),
+            "what is on it is old and not looked at",
+            "add it to the pool as a new disk, or use it for something else",
+        ));
+    }
+    if pool.newest.degraded {
+        findings.add(Finding::new(
+            Severity::Note,
+            "a disk was lost, and not everything has all its copies again".into(),
+            "the loss of another disk may lose data",
+            "let the open pool make copies; add a disk if there is no room",
+        ));
+    }
+}
+
 fn unopenable(pool: &Pool, lane: LaneNo, error: &LaneError) -> Finding {
     let what = format!("lane {} of pool {}: {error}", lane.0, pool.uuid);
     Finding::damage(
@@ -297,6 +335,14 @@ async fn check_lane(
             format!("lane {}: {} of 2 checkpoints is damaged", lane.0, found.damaged_checkpoints),
             "the other one is good, and the log goes on from it",
             "a repair writes both again; so does the lane when it runs",
+        ));
+    }
+    if found.single > 0 {
+        report.findings.add(Finding::new(
+            Severity::Note,
+            format!("lane {}: {} batches or checkpoints are on one of its disks only", lane.0, found.single),
+            "the others have what was acknowledged",
+            "opening the pool writes them again",
         ));
     }
     if found.torn {
@@ -328,6 +374,7 @@ async fn check_lane(
         for (done, (id, egroup)) in (0_u64..).zip(&found.state.egroups) {
             progress(lane, done, total);
             reader.check_egroup(*id, egroup, &mut report.findings).await;
+            reader.check_copies(*id, egroup, options.repair, &mut report.findings).await?;
         }
         progress(lane, total, total);
     }
@@ -360,7 +407,9 @@ fn check_space(
     spaces: &mut BTreeSet<(DiskNo, u64, u64, EgroupId)>,
 ) {
     let lane = place.log.lane;
-    for (disk, region) in &state.regions {
+    let is_out =
+        |disk: DiskNo| place.disks.get(usize::from(disk.0)).is_some_and(|disk| disk.state == DiskState::Out);
+    for (disk, region) in state.regions.iter().filter(|(disk, _)| !is_out(*disk)) {
         let regions = place.disks.get(usize::from(disk.0)).map(|disk| &disk.regions);
         if !regions.is_some_and(|regions| regions.claim(*region, lane)) {
             findings.add(Finding::damage(
@@ -374,23 +423,25 @@ fn check_space(
         }
     }
     for (id, egroup) in &state.egroups {
-        let inside = state.regions.iter().filter(|(disk, _)| *disk == egroup.disk).any(|(disk, region)| {
-            place.disks.get(usize::from(disk.0)).is_some_and(|disk| {
-                let (first, blocks) = disk.regions.blocks(*region);
-                (first.0..first.0 + blocks).contains(&egroup.first.0)
-            })
-        });
-        if !inside {
-            findings.add(Finding::damage(
-                format!(
-                    "egroup {id} at block {} of disk {} is in no region of its lane",
-                    egroup.first.0, egroup.disk.0
-                ),
-                "its space may be given to others",
-                "penstock rescue",
-            ));
+        for copy in egroup.places().filter(|copy| !is_out(copy.disk)) {
+            let inside = state.regions.iter().filter(|(disk, _)| *disk == copy.disk).any(|(disk, region)| {
+                place.disks.get(usize::from(disk.0)).is_some_and(|disk| {
+                    let (first, blocks) = disk.regions.blocks(*region);
+                    (first.0..first.0 + blocks).contains(&copy.first.0)
+                })
+            });
+            if !inside {
+                findings.add(Finding::damage(
+                    format!(
+                        "egroup {id} at block {} of disk {} is in no region of its lane",
+                        copy.first.0, copy.disk.0
+                    ),
+                    "its space may be given to others",
+                    "penstock rescue",
+                ));
+            }
+            spaces.insert((copy.disk, copy.first.0, u64::from(egroup.blocks), *id));
         }
-        spaces.insert((egroup.disk, egroup.first.0, u64::from(egroup.blocks), *id));
     }
 }
 

@@ -23,9 +23,11 @@ mod collect;
 mod commit;
 mod compact;
 mod diff;
+mod disks;
 mod drain;
 mod open;
 mod read;
+mod repair;
 pub(crate) mod rescue;
 mod scrub;
 mod space;
@@ -41,26 +43,28 @@ use std::task::Waker;
 
 use penstock_bdev::{Io, IoStatus};
 use penstock_reactor::hash::FixedMap;
+use uuid::Uuid;
 
 pub use budget::{BackgroundOptions, BackgroundProgress, Job};
 pub use checkpoint::format;
 pub use commit::WorkError;
 pub use diff::Changed;
 pub use open::{LaneError, OpenReport};
+pub use repair::RepairProgress;
 pub use scrub::{DAMAGED_MAX, ScrubProgress};
 pub use space::{ShardUse, SpaceUse, VersionUse};
 
-use crate::alloc::{Free, RESERVE_BLOCKS, Regions};
+use crate::alloc::{Free, Regions};
 use crate::cache::{BlockCache, CacheStats};
 use crate::codec::{Codec, Coder, Compression};
 use crate::egroup::{HeaderCache, Owner};
 use crate::flow::{DiskIo, Flow};
-use crate::format::superblock::Layout;
+use crate::format::superblock::{DiskState, Layout, Tier};
 use crate::format::{Identity, Magic};
-use crate::id::{DiskBlock, DiskNo, EgroupId, Lsn, ShardId};
+use crate::id::{BatchNo, DiskBlock, DiskNo, EgroupId, LaneNo, Lsn, ShardId};
 use crate::log::{Log, LogPlace};
 use crate::map::{NodeCache, NodeRef};
-use crate::state::{Egroup, State};
+use crate::state::{Gone, State};
 use bypass::{Bypass, DIRECT_TAG};
 use read::{READ_TAG, Read};
 use tables::Tables;
@@ -102,6 +106,29 @@ pub struct LaneDisk {
     pub regions: Arc<Regions>,
     /// Writes are volatile until a flush or with FUA.
     pub write_cache: bool,
+    /// Its kind.
+    pub tier: Tier,
+    /// What it is used for.
+    pub state: DiskState,
+}
+
+impl LaneDisk {
+    /// A disk that is in order.
+    #[must_use]
+    pub fn new(at: DiskNo, regions: Arc<Regions>, write_cache: bool, tier: Tier) -> Self {
+        Self { at, regions, write_cache, tier, state: DiskState::In }
+    }
+}
+
+/// A disk that has a lane's log and checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Home {
+    /// The disk, by its number in the pool.
+    pub disk: DiskNo,
+    /// Where it is plugged in.
+    pub at: DiskNo,
+    /// How it is divided.
+    pub layout: Layout,
 }
 
 /// Where a lane is.
@@ -109,10 +136,45 @@ pub struct LaneDisk {
 pub struct LanePlace {
     /// Its log.
     pub log: LogPlace,
-    /// How its home disk is divided.
-    pub layout: Layout,
+    /// The disks that have its log and its checkpoints.
+    pub homes: Vec<Home>,
     /// The pool's disks, by number.
     pub disks: Vec<LaneDisk>,
+    /// Copies that there are to be of everything: 1 or 2.
+    pub copies: u8,
+}
+
+impl LanePlace {
+    /// Where `lane` of `pool` is, on disks that are all divided for it.
+    ///
+    /// # Panics
+    /// Without a home: a bug of the caller.
+    #[must_use]
+    pub fn new(pool: Uuid, lane: LaneNo, homes: Vec<Home>, disks: Vec<LaneDisk>, copies: u8) -> Self {
+        let Some(first) = homes.first() else { panic!("lane {} has no home", lane.0) };
+        let log = LogPlace {
+            pool,
+            lane,
+            homes: homes.iter().map(|home| home.at).collect(),
+            first: first.layout.log_first(lane),
+            segment_blocks: first.layout.segment_blocks,
+            segments: first.layout.segments,
+        };
+        Self { log, homes, disks, copies }
+    }
+
+    /// Whether any home has a volatile cache.
+    fn has_write_cache(&self) -> bool {
+        let has_cache =
+            |home: &Home| self.disks.get(usize::from(home.disk.0)).is_none_or(|disk| disk.write_cache);
+        self.homes.iter().any(has_cache)
+    }
+
+    /// Blocks of a checkpoint's slot: of the smallest home.
+    #[must_use]
+    pub fn checkpoint_blocks(&self) -> u32 {
+        self.homes.iter().map(|home| home.layout.checkpoint_blocks).min().unwrap_or(2)
+    }
 }
 
 /// What becomes of a shard's data.
@@ -138,7 +200,6 @@ struct Core {
     free: Vec<Free>,
     /// Regions that were taken and are in no durable record yet.
     unrecorded: Vec<(DiskNo, u32)>,
-    next_disk: usize,
     tables: Tables,
     nodes: NodeCache,
     headers: HeaderCache,
@@ -152,17 +213,21 @@ struct Core {
     bypass: Bypass,
     done: VecDeque<Box<Io>>,
     pins: FixedMap<EgroupId, u32>,
-    /// Egroups that are gone and still being read.
-    doomed: Vec<(EgroupId, Egroup)>,
+    /// Space of egroups that is not needed any more and still being read.
+    doomed: Vec<(EgroupId, Gone)>,
     waiters: Vec<Waker>,
     committing: bool,
     /// The last drain found no room.
     full: bool,
     checkpoint: u64,
+    /// A replay of that checkpoint begins with this batch.
+    replay_batch: BatchNo,
+    repair: repair::Repair,
     shard_lsns: FixedMap<ShardId, u64>,
     checksum_errors: u64,
     want_collect: bool,
     want_settle: bool,
+    want_checkpoint: bool,
     /// What becomes of the shards' data, where that is not the default.
     policies: FixedMap<ShardId, ShardPolicy>,
     /// Where any of them wants to have data encoded, or something encoded has been read.
@@ -263,6 +328,7 @@ impl Lane {
                 return core.complete_direct(io);
             }
             core.log.complete(io);
+            core.suspect_homes();
             core.acknowledge();
             core.wake();
         }
@@ -376,80 +442,5 @@ impl Owner {
 impl Core {
     fn wake(&mut self) {
         self.waiters.drain(..).for_each(Waker::wake);
-    }
-
-    fn free_blocks(&self) -> u64 {
-        self.free.iter().map(Free::blocks).sum()
-    }
-
-    fn pin(&mut self, id: EgroupId) {
-        *self.pins.entry(id).or_insert(0) += 1;
-    }
-
-    fn unpin(&mut self, id: EgroupId) {
-        let Some(pins) = self.pins.get_mut(&id) else { panic!("egroup {id} is not pinned") };
-        *pins -= 1;
-        if *pins > 0 {
-            return;
-        }
-        self.pins.remove(&id);
-        while let Some(at) = self.doomed.iter().position(|(doomed, _)| *doomed == id) {
-            let (_, egroup) = self.doomed.swap_remove(at);
-            self.give_space(&egroup);
-        }
-    }
-
-    /// Gives the space of an egroup back, or has that done by the last read of it.
-    fn release(&mut self, id: EgroupId, egroup: &Egroup) {
-        if self.pins.contains_key(&id) {
-            self.doomed.push((id, *egroup));
-        } else {
-            self.give_space(egroup);
-        }
-    }
-
-    fn give_space(&mut self, egroup: &Egroup) {
-        let Some(free) = self.free.get_mut(usize::from(egroup.disk.0)) else {
-            panic!("an egroup is on no disk")
-        };
-        free.give(egroup.first, u64::from(egroup.blocks));
-        if self.full {
-            (self.full, self.zeroes_wanted) = (false, 1);
-        }
-        self.wake();
-    }
-
-    /// Room for an egroup of `blocks` blocks. Data leave the reserve alone.
-    fn take_space(&mut self, blocks: u64, for_state: bool) -> Option<(DiskNo, DiskBlock)> {
-        let reserve = if for_state { 0 } else { RESERVE_BLOCKS };
-        loop {
-            if self.free_blocks() >= blocks + reserve {
-                for _ in 0..self.free.len() {
-                    let number = self.next_disk % self.free.len();
-                    self.next_disk = number + 1;
-                    let first = self.free.get_mut(number).and_then(|free| free.take(blocks));
-                    if let (Some(first), Ok(number)) = (first, u16::try_from(number)) {
-                        return Some((DiskNo(number), first));
-                    }
-                }
-            }
-            self.take_region()?;
-        }
-    }
-
-    /// One region more for the lane, of the disk where it has the least free.
-    fn take_region(&mut self) -> Option<()> {
-        let lane = self.owner.lane;
-        let mut order: Vec<usize> = (0..self.disks.len()).collect();
-        order.sort_by_key(|at| self.free.get(*at).map(Free::blocks));
-        for at in order {
-            let Some(disk) = self.disks.get(at) else { continue };
-            let Some(region) = disk.regions.take(lane) else { continue };
-            let (first, blocks) = disk.regions.blocks(region);
-            self.free.get_mut(at)?.give(first, blocks);
-            self.unrecorded.push((DiskNo(u16::try_from(at).ok()?), region));
-            return Some(());
-        }
-        None
     }
 }

@@ -30,6 +30,7 @@ pub mod lane;
 pub mod log;
 pub mod map;
 pub mod node;
+pub mod placement;
 pub mod pool;
 pub mod sim;
 pub mod state;

@@ -7,7 +7,10 @@
 //!   segments  [oldest … needed for replay … ][current][ free … ] ◄── trim, after a checkpoint
 //! ```
 //!
-//! Invariants: batches become durable in order, whatever order the disk completes them in; a record is acknowledged only when
+//! A log may be on several disks, its homes, each of which gets every batch, byte by byte the same.
+//!
+//! Invariants: batches become durable in order, whatever order the disks complete them in, and when every home has them: one that fails is
+//! waited for until somebody has said, durably, that it is out ([`Log::drop_home`]); a record is acknowledged only when
 //! every record before it is durable; the last [`RESERVE_SEGMENTS`] segments are for changes of state, so that draining and
 //! deleting go on when the log is full; after a failed write the log takes nothing more until it is opened again.
 
@@ -21,18 +24,80 @@ use penstock_reactor::mem::Buf;
 use uuid::Uuid;
 
 pub use append::{AppendError, Record};
-pub use replay::{LogEnd, ReplayError, replay};
+pub use replay::{Lacking, LogEnd, ReplayError, mend, replay};
 
 use crate::format::log::{HEADER_BLOCKS_MAX, RECORDS_MAX, RecordHeader};
-use crate::format::{Identity, Magic};
+use crate::format::{ANY_DISK, Identity, Magic};
 use crate::id::{BLOCK_BYTES, BatchNo, DiskBlock, DiskNo, LaneNo, Lsn, SegmentNo};
 
 /// Device writes of one log under way at most.
 pub const BATCHES_IN_FLIGHT_MAX: usize = 4;
 /// Segments that only changes of state may begin.
 pub const RESERVE_SEGMENTS: u64 = 2;
+/// Disks that have a log at most: two, and a third while one of them is replaced.
+pub const HOMES_MAX: usize = 3;
+/// The tag of a batch's copy for another home has this bit beside the batch's number.
+const COPY_TAG: u64 = 1 << 61;
 /// Bytes of a buffer for headers: a segment's and a batch's.
 const HEADERS_BYTES: usize = (1 + HEADER_BLOCKS_MAX) * BLOCK_BYTES;
+
+/// Where the disks that have a log are plugged in; the first of them has it as long as any other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Homes([Option<DiskNo>; HOMES_MAX]);
+
+impl Homes {
+    /// One disk.
+    #[must_use]
+    pub const fn one(at: DiskNo) -> Self {
+        Self([Some(at), None, None])
+    }
+
+    /// The disks.
+    pub fn iter(&self) -> impl Iterator<Item = DiskNo> + use<> {
+        self.0.into_iter().flatten()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.iter().count()
+    }
+
+    /// Whether that disk is one of them.
+    #[must_use]
+    pub fn contains(&self, at: DiskNo) -> bool {
+        self.0.contains(&Some(at))
+    }
+
+    /// Adds one, unless it is there. False: there is no room.
+    pub fn add(&mut self, at: DiskNo) -> bool {
+        if self.contains(at) {
+            return true;
+        }
+        let room = self.0.iter_mut().find(|place| place.is_none());
+        room.map(|room| *room = Some(at)).is_some()
+    }
+
+    /// Takes one away.
+    pub fn remove(&mut self, at: DiskNo) {
+        let mut left = Self::default();
+        for other in self.iter().filter(|other| *other != at) {
+            left.add(other);
+        }
+        *self = left;
+    }
+}
+
+impl FromIterator<DiskNo> for Homes {
+    /// The first [`HOMES_MAX`] of them.
+    fn from_iter<T: IntoIterator<Item = DiskNo>>(disks: T) -> Self {
+        let mut homes = Self::default();
+        for at in disks {
+            homes.add(at);
+        }
+        homes
+    }
+}
 
 /// Where a lane's log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +106,9 @@ pub struct LogPlace {
     pub pool: Uuid,
     /// The lane.
     pub lane: LaneNo,
-    /// The disk's number in the pool, which its structures carry.
-    pub disk_no: DiskNo,
-    /// Where the disk is plugged in.
-    pub at: DiskNo,
-    /// First block of the lane's log area.
+    /// Where the disks are plugged in that have it.
+    pub homes: Homes,
+    /// First block of the lane's log area, the same on every disk.
     pub first: DiskBlock,
     /// Blocks of a segment.
     pub segment_blocks: u32,
@@ -64,8 +127,7 @@ impl LogPlace {
     /// What a structure of the log at `block` says of itself.
     #[must_use]
     pub(crate) fn identity(&self, magic: Magic, block: DiskBlock, sequence: u64) -> Identity {
-        let disk = u32::from(self.disk_no.0);
-        Identity { magic, pool: self.pool, disk, lane: self.lane, address: block.0, sequence }
+        Identity { magic, pool: self.pool, disk: ANY_DISK, lane: self.lane, address: block.0, sequence }
     }
 }
 
@@ -99,14 +161,22 @@ struct Staging {
     records: Vec<RecordHeader>,
 }
 
-/// A batch on its way to the disk.
+/// A batch on its way to the disks.
 #[derive(Debug)]
 struct InFlight {
     batch: BatchNo,
     /// Where the log goes on behind it.
     after: LogPosition,
-    records: Vec<RecordHeader>,
-    done: bool,
+    /// Homes that have it to write.
+    waiting: Homes,
+    /// Homes that did not write it; it counts when they are homes no more.
+    failed: Homes,
+}
+
+impl InFlight {
+    fn is_durable(&self) -> bool {
+        self.waiting.count() == 0 && self.failed.count() == 0
+    }
 }
 
 /// The writing side of a log.
@@ -129,6 +199,10 @@ pub struct Log {
     ios: Vec<Box<penstock_bdev::Io>>,
     /// Payload buffers of batches under way that have no payload.
     kept: Vec<Buf>,
+    /// Lists of records whose batches are under way, empty.
+    lists: Vec<Vec<RecordHeader>>,
+    /// Homes that failed: nothing more is sent there.
+    suspects: Homes,
     failed: Option<IoStatus>,
 }
 
@@ -162,8 +236,10 @@ impl Log {
             begins: begins.into(),
             spare: spare?,
             in_flight: VecDeque::with_capacity(BATCHES_IN_FLIGHT_MAX),
-            ios: (0..BATCHES_IN_FLIGHT_MAX).map(|_| penstock_bdev::Io::boxed()).collect(),
+            ios: (0..BATCHES_IN_FLIGHT_MAX * HOMES_MAX).map(|_| penstock_bdev::Io::boxed()).collect(),
             kept: Vec::with_capacity(BATCHES_IN_FLIGHT_MAX),
+            lists: Vec::with_capacity(BATCHES_IN_FLIGHT_MAX),
+            suspects: Homes::default(),
             failed: None,
         })
     }
@@ -209,6 +285,38 @@ impl Log {
         self.in_flight.is_empty() && self.open.is_none()
     }
 
+    /// Homes that failed and are waited for.
+    #[must_use]
+    pub fn suspects(&self) -> Homes {
+        self.suspects
+    }
+
+    /// The disks that have it.
+    #[must_use]
+    pub fn homes(&self) -> Homes {
+        self.place.homes
+    }
+
+    /// Does without a home: the pool's other disks say durably that it is out, or the log is not wanted there any more. Without any
+    /// home the log has failed.
+    pub fn drop_home(&mut self, at: DiskNo) {
+        self.place.homes.remove(at);
+        self.suspects.remove(at);
+        for batch in &mut self.in_flight {
+            batch.failed.remove(at);
+            batch.waiting.remove(at);
+        }
+        if self.place.homes.count() == 0 {
+            self.failed.get_or_insert(IoStatus::Gone);
+        }
+        self.retire();
+    }
+
+    /// Sends batches to one more disk from now on; returns where the first is that it gets. `None`: there is no room for more homes.
+    pub fn add_home(&mut self, at: DiskNo) -> Option<LogPosition> {
+        self.place.homes.add(at).then_some(self.next)
+    }
+
     /// Segments in use, of all.
     #[must_use]
     pub fn segments_used(&self) -> (u64, u64) {
@@ -222,7 +330,9 @@ impl Log {
         if lsn >= durable.lsn {
             return durable;
         }
-        self.begins.iter().rev().find(|begin| begin.lsn <= lsn).copied().unwrap_or(durable)
+        // What came before the oldest one that is kept was needed by nobody.
+        let begin = self.begins.iter().rev().find(|begin| begin.lsn <= lsn).or(self.begins.front());
+        begin.copied().unwrap_or(durable)
     }
 
     /// Lets segments before `oldest` be written again: a durable checkpoint does not need them.

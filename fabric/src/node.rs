@@ -12,6 +12,7 @@ mod background;
 mod catalog;
 mod compression;
 mod container;
+mod disks;
 mod error;
 mod open;
 mod pool;
@@ -27,7 +28,6 @@ mod why;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -44,6 +44,7 @@ pub use catalog::{
 };
 pub use compression::DELAY_MAX_S;
 pub use container::ContainerOptions;
+pub use disks::{AddDisk, REPAIR_MIB_DEFAULT};
 pub use error::FabricError;
 pub use open::NewPool;
 pub use pool::Pool;
@@ -53,6 +54,7 @@ pub use snapshot::SnapshotRequest;
 pub use transfer::{Export, Import};
 pub use vdisk::{NewVdisk, Resize};
 
+use crate::flow::all;
 use crate::format::superblock::Superblock;
 use crate::lane::WorkError;
 use crate::vdisk::{Hub, Mesh, Vdisk};
@@ -79,6 +81,10 @@ struct Inner {
     loose: RefCell<BTreeMap<Uuid, Vec<Loose>>>,
     /// Why pools could not be opened.
     problems: RefCell<BTreeMap<Uuid, String>>,
+    /// Disks of pools that lack some, and for how many looks they have been the same.
+    waits: RefCell<BTreeMap<Uuid, (usize, u32)>>,
+    /// Pools to be opened without a disk.
+    degraded: RefCell<Vec<Uuid>>,
     /// bdevs to examine.
     pending: RefCell<VecDeque<String>>,
     /// bdevs that are being made into a pool: not to be examined.
@@ -112,6 +118,8 @@ impl Fabric {
             pools: RefCell::default(),
             loose: RefCell::default(),
             problems: RefCell::default(),
+            waits: RefCell::default(),
+            degraded: RefCell::default(),
             pending: RefCell::default(),
             reserved: RefCell::default(),
             examining: Cell::new(false),
@@ -148,6 +156,11 @@ impl Fabric {
                 Job::Examine(name) => {
                     if let Err(error) = self.examine_one(&name).await {
                         tracing::warn!(bdev = name, error = %chain(&error), "a bdev was not examined, or its pool not opened");
+                    }
+                }
+                Job::OpenDegraded(uuid) => {
+                    if let Err(error) = self.open_degraded(uuid).await {
+                        tracing::warn!(pool = %uuid, error = %chain(&error), "a pool that lacks a disk was not opened");
                     }
                 }
                 Job::Close(pool) => self.close_pool(&pool).await,
@@ -216,9 +229,10 @@ impl Fabric {
         for disks in self.0.loose.borrow_mut().values_mut() {
             disks.retain(|disk| disk.bdev != name);
         }
-        let has = |pool: &&Rc<Pool>| pool.disks.borrow().iter().any(|disk| disk.shared().name() == name);
+        let has =
+            |pool: &&Rc<Pool>| pool.disks.borrow().iter().flatten().any(|disk| disk.shared().name() == name);
         let pool = self.0.pools.borrow().values().find(has).cloned();
-        if let Some(pool) = pool {
+        if let Some(pool) = pool.filter(|pool| !pool.can_lose(name)) {
             pool.lost.set(true);
             self.wake();
         }
@@ -228,7 +242,10 @@ impl Fabric {
         let lost = self.0.pools.borrow().values().find(|pool| pool.lost.get()).cloned();
         let job = match lost {
             Some(pool) => Some(Job::Close(pool)),
-            None => self.0.pending.borrow_mut().pop_front().map(Job::Examine),
+            None => {
+                let next = self.0.pending.borrow_mut().pop_front().map(Job::Examine);
+                next.or_else(|| self.next_degraded())
+            }
         };
         match job {
             Some(job) => {
@@ -245,6 +262,7 @@ impl Fabric {
 
 enum Job {
     Examine(String),
+    OpenDegraded(Uuid),
     Close(Rc<Pool>),
 }
 
@@ -300,28 +318,11 @@ where
     let mesh = Arc::clone(mesh);
     let done = reactor.call_async(move |cx| async move {
         let hub = Hub::of(&cx, &mesh);
+        let disks: Vec<Option<Descriptor>> = disks.into_iter().map(Some).collect();
         let seat = Seat::new(&cx, &disks, &hub, false)?;
         let outcome = function(Rc::clone(&seat)).await;
         seat.close(&cx, &hub).await;
         outcome
     });
     done.await?
-}
-
-/// Waits for all of `futures`; the outcomes are in their order.
-async fn all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
-    let mut running: Vec<Pin<Box<_>>> = futures.into_iter().map(Box::pin).collect();
-    let mut done: Vec<Option<T>> = running.iter().map(|_| None).collect();
-    poll_fn(|cx| {
-        let mut missing = false;
-        for (future, done) in running.iter_mut().zip(&mut done).filter(|(_, done)| done.is_none()) {
-            match future.as_mut().poll(cx) {
-                Poll::Ready(outcome) => *done = Some(outcome),
-                Poll::Pending => missing = true,
-            }
-        }
-        if missing { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
-    done.into_iter().flatten().collect()
 }

@@ -51,6 +51,8 @@ pub struct SimDisk {
     pub reads_stalled: bool,
     /// Writes are durable when they complete.
     pub write_through: bool,
+    /// It does not answer any more: every I/O ends with [`IoStatus::Gone`].
+    pub gone: bool,
 }
 
 impl SimDisk {
@@ -66,6 +68,7 @@ impl SimDisk {
             stalled: false,
             reads_stalled: false,
             write_through: false,
+            gone: false,
         }
     }
 
@@ -156,6 +159,9 @@ impl SimDisk {
 
     fn execute(&mut self, io: &mut DiskIo, rng: &mut Rng) -> IoStatus {
         let io = &mut *io.io;
+        if self.gone {
+            return IoStatus::Gone;
+        }
         let inside = io.lba.0.checked_add(u64::from(io.blocks)).is_some_and(|end| end <= self.blocks);
         if !inside {
             return IoStatus::OutOfRange;

@@ -32,6 +32,64 @@ pub struct Egroup {
     pub decoded: u32,
     /// Blocks (decoded) that maps refer to: exactly, where no snapshot shares them; else at most.
     pub live: u64,
+    /// Where its second copy is.
+    pub second: Option<Place>,
+    /// How many copies there are to be.
+    pub copies: u8,
+}
+
+/// Where a copy of an egroup is. Copies differ in what their headers say of that, so each has its CRC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The disk, by its number in the pool.
+    pub disk: DiskNo,
+    /// The first block.
+    pub first: DiskBlock,
+    /// The header's CRC.
+    pub header_crc: u32,
+}
+
+/// Space that nobody needs any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gone {
+    /// Blocks at each place.
+    pub blocks: u32,
+    /// The places.
+    pub places: Vec<Place>,
+}
+
+impl Egroup {
+    /// Where its copies are.
+    pub fn places(&self) -> impl Iterator<Item = Place> + use<> {
+        let first = Place { disk: self.disk, first: self.first, header_crc: self.header_crc };
+        [Some(first), self.second].into_iter().flatten()
+    }
+
+    /// It, as its copy at `place` is.
+    #[must_use]
+    pub fn seen_at(&self, place: Place) -> Self {
+        Self { disk: place.disk, first: place.first, header_crc: place.header_crc, ..*self }
+    }
+
+    /// It with its copies at these places, of which there is one at least.
+    #[must_use]
+    pub fn with_places(&self, places: &[Place]) -> Option<Self> {
+        let (first, others) = places.split_first()?;
+        Some(Self { second: others.first().copied(), ..self.seen_at(*first) })
+    }
+
+    /// Its space.
+    #[must_use]
+    pub fn space(&self) -> Gone {
+        Gone { blocks: self.blocks, places: self.places().collect() }
+    }
+
+    /// Its space but for what `new` has of it.
+    fn space_without(&self, new: &Self) -> Option<Gone> {
+        let kept = |place: &Place| new.places().any(|new| (new.disk, new.first) == (place.disk, place.first));
+        let places: Vec<Place> = self.places().filter(|place| !kept(place)).collect();
+        (!places.is_empty()).then_some(Gone { blocks: self.blocks, places })
+    }
 }
 
 /// A snapshot of a shard.
@@ -92,24 +150,35 @@ impl State {
         Self { next_egroup: 1, ..Self::default() }
     }
 
-    /// Makes one change. Returns the egroup that it dropped or replaced, whose space is free now.
+    /// Makes one change. Returns the space that is free now: of an egroup that it dropped, or of copies that were replaced.
     ///
     /// # Errors
     /// [`StateError`]; nothing has changed then.
-    pub fn apply(&mut self, op: &MetaOp) -> Result<Option<Egroup>, StateError> {
+    pub fn apply(&mut self, op: &MetaOp) -> Result<Option<Gone>, StateError> {
         let wrong = StateError { kind: op.kind, id: op.id.get() };
         let egroup = EgroupId(op.id.get());
         let shard = ShardId(op.id.get());
         match op.kind().map_err(|_: FormatError| wrong)? {
             MetaKind::Egroup => {
                 self.next_egroup = self.next_egroup.max(egroup.serial() + 1);
-                return Ok(self.egroups.insert(egroup, egroup_of(op, wrong)?));
+                let new = egroup_of(op, wrong)?;
+                let old = self.egroups.insert(egroup, new);
+                return Ok(old.and_then(|old| old.space_without(&new)));
             }
             MetaKind::EgroupLive => self.egroups.get_mut(&egroup).ok_or(wrong)?.live = op.c.get(),
-            MetaKind::EgroupDrop => return self.egroups.remove(&egroup).ok_or(wrong).map(Some),
+            MetaKind::EgroupDrop => {
+                let dropped = self.egroups.remove(&egroup).ok_or(wrong)?;
+                return Ok(Some(dropped.space()));
+            }
             MetaKind::Region => {
                 let region = u32::try_from(op.a.get()).map_err(|_| wrong)?;
                 self.regions.insert((DiskNo(op.disk.get()), region));
+            }
+            MetaKind::RegionDrop => {
+                let region = u32::try_from(op.a.get()).map_err(|_| wrong)?;
+                if !self.regions.remove(&(DiskNo(op.disk.get()), region)) {
+                    return Err(wrong);
+                }
             }
             MetaKind::Shard => {
                 let entry = self.shards.entry(shard).or_default();
@@ -184,10 +253,10 @@ impl State {
         ops
     }
 
-    /// Blocks that the lane's egroups occupy.
+    /// Blocks that the lane's egroups occupy, all copies together.
     #[must_use]
     pub fn used_blocks(&self) -> u64 {
-        self.egroups.values().map(|egroup| u64::from(egroup.blocks)).sum()
+        self.egroups.values().map(|egroup| u64::from(egroup.blocks) * egroup.places().count() as u64).sum()
     }
 }
 
@@ -202,6 +271,10 @@ pub fn egroup_op(id: EgroupId, egroup: &Egroup) -> MetaOp {
         c: U64::new(egroup.live),
         d: U32::new(egroup.generation.0),
         e: U32::new(egroup.header_blocks),
+        copies: if egroup.copies > 1 { egroup.copies } else { 0 },
+        a2: U64::new(egroup.second.map_or(0, |second| second.first.0)),
+        crc2: U32::new(egroup.second.map_or(0, |second| second.header_crc)),
+        disk2: U16::new(egroup.second.map_or(0, |second| second.disk.0 + 1)),
         ..MetaOp::of(MetaKind::Egroup, id.0)
     }
 }
@@ -210,6 +283,13 @@ pub fn egroup_op(id: EgroupId, egroup: &Egroup) -> MetaOp {
 #[must_use]
 pub fn region_op(disk: DiskNo, region: u32) -> MetaOp {
     MetaOp { disk: U16::new(disk.0), a: U64::new(u64::from(region)), ..MetaOp::of(MetaKind::Region, 0) }
+}
+
+/// The op that takes a region from the lane.
+#[must_use]
+pub fn region_drop_op(disk: DiskNo, region: u32) -> MetaOp {
+    let a = U64::new(u64::from(region));
+    MetaOp { disk: U16::new(disk.0), a, ..MetaOp::of(MetaKind::RegionDrop, 0) }
 }
 
 /// The op that tells of a shard.
@@ -262,7 +342,17 @@ fn egroup_of(op: &MetaOp, wrong: StateError) -> Result<Egroup, StateError> {
         0 => blocks - op.e.get(),
         decoded => decoded,
     };
+    let second = op.disk2.get().checked_sub(1).map(|disk| Place {
+        disk: DiskNo(disk),
+        first: DiskBlock(op.a2.get()),
+        header_crc: op.crc2.get(),
+    });
+    if second.is_some_and(|second| second.disk.0 == op.disk.get()) {
+        return Err(wrong);
+    }
     Ok(Egroup {
+        second,
+        copies: op.copies.max(1),
         generation: Generation(op.d.get()),
         disk: DiskNo(op.disk.get()),
         first: DiskBlock(op.a.get()),
@@ -288,6 +378,8 @@ mod tests {
             header_crc: 5,
             decoded: 20,
             live: 8,
+            second: (first > 99).then_some(Place { disk: DiskNo(3), first: DiskBlock(7), header_crc: 6 }),
+            copies: 2,
         }
     }
 
@@ -318,7 +410,26 @@ mod tests {
         MetaOp::note(1, b"shorter").iter().for_each(|op| assert_eq!(state.apply(op), Ok(None)));
         assert_eq!(state.notes[&1], b"shorter");
         let dropped = state.apply(&MetaOp::of(MetaKind::EgroupDrop, 7)).unwrap();
-        assert_eq!(dropped, Some(egroup(100)));
+        assert_eq!(dropped, Some(egroup(100).space()));
+        assert_eq!(state.apply(&region_drop_op(DiskNo(1), 4)), Ok(None));
+        assert!(state.regions.is_empty() && state.apply(&region_drop_op(DiskNo(1), 4)).is_err());
+    }
+
+    #[test]
+    fn a_copy_that_moves_frees_its_own_space_only() {
+        let mut state = State::new();
+        let was = egroup(100);
+        state.apply(&egroup_op(EgroupId(7), &was)).unwrap();
+        let kept = was.second.unwrap();
+        let new = Place { disk: DiskNo(2), first: DiskBlock(55), header_crc: 1 };
+        let moved = was.with_places(&[kept, new]).unwrap();
+        let gone = state.apply(&egroup_op(EgroupId(7), &moved)).unwrap().unwrap();
+        assert_eq!(gone, Gone { blocks: 9, places: vec![was.places().next().unwrap()] });
+        assert_eq!(state.egroups[&EgroupId(7)], moved);
+        assert_eq!(state.used_blocks(), 18);
+        assert_eq!(state.apply(&egroup_op(EgroupId(7), &moved)), Ok(None));
+        let twice = was.with_places(&[kept, kept]).unwrap();
+        assert!(state.apply(&egroup_op(EgroupId(8), &twice)).is_err(), "both copies on one disk");
     }
 
     #[test]

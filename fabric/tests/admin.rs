@@ -19,7 +19,7 @@ const SHARD: ShardId = ShardId(1 << 16);
 
 fn fresh(seed: u64) -> (World, LanePlace, Bench) {
     let mut world = World::new(seed, 1, 24_000);
-    let superblocks = format(&mut world, &Flow::new());
+    let superblocks = format(&mut world, &Flow::new(), 1);
     let place = place(&superblocks);
     let (mut bench, _) = open(&mut world, &place, Oracle::default(), 0).unwrap();
     bench.run(&mut world, |lane| Box::pin(async move { lane.create_shard(SHARD).await })).unwrap().unwrap();
@@ -30,7 +30,7 @@ fn reopen(world: &mut World, place: &LanePlace, bench: Bench) -> Bench {
     let (oracle, stamp) = (bench.oracle.clone(), bench.next_stamp);
     drop(bench);
     let mut place = place.clone();
-    place.disks[0].regions = std::sync::Arc::new(penstock_fabric::alloc::Regions::new(place.layout));
+    place.disks[0].regions = std::sync::Arc::new(penstock_fabric::alloc::Regions::new(place.homes[0].layout));
     open(world, &place, oracle, stamp).unwrap().0
 }
 

@@ -6,13 +6,11 @@ use std::sync::Arc;
 use penstock_bdev::malloc::Malloc;
 use penstock_bdev::uring::Uring;
 use penstock_bdev::{Bdev, Descriptor, Io, IoFlags, IoStatus, Lba, Op, OpenMode, Registry};
-use penstock_fabric::alloc::Regions;
 use penstock_fabric::driver::{Channels, LaneDriver};
 use penstock_fabric::flow::Flow;
 use penstock_fabric::format::superblock::Tier;
 use penstock_fabric::id::{BLOCK_BYTES, LaneNo, ShardId};
-use penstock_fabric::lane::{self, Lane, LaneDisk, LaneOptions, LanePlace};
-use penstock_fabric::log::LogPlace;
+use penstock_fabric::lane::{self, Lane, LaneOptions, LanePlace};
 use penstock_fabric::pool::{self, NewDisk, Pool, PoolOptions};
 use penstock_reactor::mem::Buf;
 use penstock_reactor::{Clock, PollMode, Reactor, ReactorConfig, ReactorId, Tick};
@@ -20,7 +18,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 const SHARD: ShardId = ShardId(1 << 16);
-const POOL: PoolOptions = PoolOptions { lanes: 2, segment_blocks: 1024, segments: 8, region_blocks: 4096 };
+const POOL: PoolOptions =
+    PoolOptions { lanes: 2, segment_blocks: 1024, segments: 8, region_blocks: 4096, copies: 1 };
 
 struct Node {
     reactor: Reactor,
@@ -36,7 +35,7 @@ impl Node {
     }
 
     fn channels(&self) -> Channels {
-        Channels::new(self.disks.iter().map(|disk| disk.channel(self.reactor.cx()).unwrap()).collect())
+        Channels::new(self.disks.iter().map(|disk| disk.channel(self.reactor.cx()).unwrap()))
     }
 
     /// Runs a control flow over channels of its own.
@@ -77,24 +76,7 @@ impl Node {
         let flow = Flow::new();
         let (mouth, plugged) = (flow.clone(), self.channels().plugged());
         let pool: Pool = self.run(&flow, async move { pool::open(&mouth, &plugged).await }).unwrap();
-        let home = usize::from(pool.disks[0].1.lane_homes[usize::from(lane.0)].0);
-        let (at, superblock) = &pool.disks[home];
-        let disks = pool.disks.iter().map(|(at, superblock)| LaneDisk {
-            at: *at,
-            regions: Arc::new(Regions::new(superblock.layout)),
-            write_cache: true,
-        });
-        let layout = superblock.layout;
-        let log = LogPlace {
-            pool: pool.uuid,
-            lane,
-            disk_no: superblock.disk_no,
-            at: *at,
-            first: layout.log_first(lane),
-            segment_blocks: layout.segment_blocks,
-            segments: layout.segments,
-        };
-        LanePlace { log, layout, disks: disks.collect() }
+        pool.place(lane, &pool.regions()).unwrap()
     }
 
     /// Opens a lane and lets it run on the reactor.

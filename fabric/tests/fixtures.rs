@@ -13,12 +13,12 @@ use penstock_fabric::flow::Flow;
 use penstock_fabric::format::checkpoint::{MetaKind, MetaOp};
 use penstock_fabric::format::egroup::{ExtentEntry, HeaderPart, identity, write_header};
 use penstock_fabric::format::log::{BATCH_HEADER_BYTES, BatchHeader, RECORD_BYTES, RecordHeader, RecordKind};
-use penstock_fabric::format::superblock::{Layout, Superblock, Tier};
+use penstock_fabric::format::superblock::{DiskState, Layout, Superblock, Tier};
 use penstock_fabric::format::{Identity, Magic, Prefix};
 use penstock_fabric::id::{
     BLOCK_BYTES, DiskBlock, DiskNo, EgroupId, ExtentNo, Generation, LaneNo, SegmentNo, ShardId, VBlock,
 };
-use penstock_fabric::log::{Log, LogPlace, LogPosition, Record};
+use penstock_fabric::log::{Homes, Log, LogPlace, LogPosition, Record};
 use penstock_fabric::map::{Edit, Found, NODES_MIN, NodeCache, NodeRef, Page, Root, Target, lookup};
 use uuid::Uuid;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -26,9 +26,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 const POOL: Uuid = Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
 
-/// What version 1 wrote as `name`, filled up to a block.
-fn first_version(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1").join(name);
+/// What an earlier version wrote as `name`, filled up to a block.
+fn earlier(version: &str, name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(version).join(name);
     let mut bytes = fs::read(path).unwrap();
     bytes.resize(bytes.len().next_multiple_of(BLOCK_BYTES), 0);
     bytes
@@ -36,7 +36,7 @@ fn first_version(name: &str) -> Vec<u8> {
 
 /// The committed bytes of `name`, which must be `now`; trailing zeroes are not in the file.
 fn pinned(name: &str, now: &[u8]) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v3").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v4").join(name);
     let len = now.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     if !path.exists() && std::env::var_os("PENSTOCK_WRITE_FIXTURES").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -65,12 +65,25 @@ fn a_superblock() {
         layout,
         disks: vec![Uuid::from_u128(1), Uuid::from_u128(2)],
         lane_homes: vec![DiskNo(0), DiskNo(1), DiskNo(0)],
+        lane_seconds: vec![None; 3],
+        states: vec![DiskState::In; 2],
+        copies: 1,
+        degraded: false,
+    };
+    for version in ["v1", "v2", "v3"] {
+        let bytes = earlier(version, "superblock");
+        assert_eq!(Superblock::parse(&bytes, DiskBlock(255)).unwrap(), superblock);
+    }
+    let superblock = Superblock {
+        lane_seconds: vec![Some(DiskNo(1)), None, Some(DiskNo(1))],
+        states: vec![DiskState::Leaving, DiskState::In],
+        copies: 2,
+        degraded: true,
+        ..superblock
     };
     let bytes = superblock.to_block(DiskBlock(255));
     pinned("superblock", &bytes);
-    for bytes in [bytes.to_vec(), first_version("superblock")] {
-        assert_eq!(Superblock::parse(&bytes, DiskBlock(255)).unwrap(), superblock);
-    }
+    assert_eq!(Superblock::parse(&bytes, DiskBlock(255)).unwrap(), superblock);
 }
 
 #[test]
@@ -78,8 +91,7 @@ fn a_log_segment_with_a_batch() {
     let place = LogPlace {
         pool: POOL,
         lane: LaneNo(2),
-        disk_no: DiskNo(1),
-        at: DiskNo(0),
+        homes: Homes::one(DiskNo(0)),
         first: DiskBlock(256),
         segment_blocks: 1024,
         segments: 16,
@@ -113,7 +125,9 @@ fn a_log_segment_with_a_batch() {
     io.io.status = IoStatus::Success;
     log.complete(io);
     assert_eq!(log.durable_end().lsn.0, 5);
-    for bytes in [bytes, first_version("log_segment")] {
+    for bytes in
+        [bytes, earlier("v1", "log_segment"), earlier("v2", "log_segment"), earlier("v3", "log_segment")]
+    {
         let batch = BatchHeader::parse(&bytes[BLOCK_BYTES..]).unwrap();
         for number in 0..usize::try_from(batch.records.get()).unwrap() {
             let header = &bytes[BLOCK_BYTES + BATCH_HEADER_BYTES + number * RECORD_BYTES..];
@@ -143,7 +157,12 @@ fn an_egroup_header() {
     let extents = [extent(40, 2, 8, 0), extent(99, 1, 24, 2), encoded];
     write_header(&identity, Generation(3), 5, &extents, &[11, 22, 33, 44], &mut bytes);
     pinned("egroup_header", &bytes);
-    for bytes in [bytes.to_vec(), first_version("egroup_header")] {
+    for bytes in [
+        bytes.to_vec(),
+        earlier("v1", "egroup_header"),
+        earlier("v2", "egroup_header"),
+        earlier("v3", "egroup_header"),
+    ] {
         let part = HeaderPart::parse(&identity, Generation(3), &bytes[..]).unwrap();
         assert_eq!(part.extent(ExtentNo(1)), Some(extents[1]));
         assert_eq!(part.crc(&extents[1], 0), Some(33));
@@ -172,9 +191,12 @@ fn a_leaf_and_an_inner_node_of_a_map() {
         &mut |node, page| nodes.push((node, page)),
     );
     assert_eq!((root.level, nodes.len()), (1, 3));
-    // The checksums are other ones in the second version.
-    let leaf = Prefix::parse(Magic::NODE, &first_version("map_leaf")).unwrap();
-    Page::parse(&node_identity(&nodes[0].0), leaf.crc.get(), &first_version("map_leaf")).unwrap();
+    // The checksums are other ones in earlier versions.
+    for version in ["v1", "v2", "v3"] {
+        let bytes = earlier(version, "map_leaf");
+        let leaf = Prefix::parse(Magic::NODE, &bytes).unwrap();
+        Page::parse(&node_identity(&nodes[0].0), leaf.crc.get(), &bytes).unwrap();
+    }
     pinned("map_leaf", nodes[0].1.bytes());
     pinned("map_inner", nodes[2].1.bytes());
     for (node, page) in &nodes {

@@ -65,11 +65,11 @@ fn damage_is_named_and_what_is_safe_to_mend_is_mended() {
     drop(bench);
     // One of four superblocks of disk 1, and one of two checkpoints.
     world.disks[1].poke(255, &[0; 4096]);
-    let slot = place.layout.checkpoint_first(LaneNo(0), 0).0;
+    let slot = place.homes[0].layout.checkpoint_first(LaneNo(0), 0).0;
     let slot = if world.disks[0].peek(slot)[..4] == *b"Pnsk" {
         slot
     } else {
-        slot + u64::from(place.layout.checkpoint_blocks)
+        slot + u64::from(place.homes[0].layout.checkpoint_blocks)
     };
     world.disks[0].rot(slot, 600);
     let repairable = |report: &Report| {
@@ -114,7 +114,7 @@ fn rescue(world: &mut World) -> (fsck::Findings, Vec<(LaneNo, fsck::Rescued)>) {
 
 fn lose_checkpoints(world: &mut World, place: &LanePlace) {
     for slot in 0..2 {
-        world.disks[0].poke(place.layout.checkpoint_first(LaneNo(0), slot).0, &[0xff; 4096]);
+        world.disks[0].poke(place.homes[0].layout.checkpoint_first(LaneNo(0), slot).0, &[0xff; 4096]);
     }
 }
 

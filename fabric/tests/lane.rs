@@ -482,7 +482,7 @@ fn background_work_that_is_paused_holds_up_no_write_and_goes_on_later() {
 
 #[test]
 fn images_of_all_versions_still_open() {
-    for version in ["v1", "v2", "v3"] {
+    for version in ["v1", "v2", "v3", "v4"] {
         opens(version);
     }
 }

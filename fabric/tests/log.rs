@@ -7,7 +7,7 @@ use penstock_bdev::IoStatus;
 use penstock_fabric::flow::{DiskIo, Flow};
 use penstock_fabric::format::log::RecordKind;
 use penstock_fabric::id::{BLOCK_BYTES, DiskBlock, DiskNo, LaneNo, Lsn, SegmentNo, ShardId, VBlock};
-use penstock_fabric::log::{AppendError, Log, LogPlace, LogPosition, Record, ReplayError, replay};
+use penstock_fabric::log::{AppendError, Homes, Log, LogPlace, LogPosition, Record, ReplayError, replay};
 use penstock_fabric::sim::{Actor, PowerCut, World};
 use penstock_reactor::rng::Rng;
 use uuid::Uuid;
@@ -15,8 +15,7 @@ use uuid::Uuid;
 const PLACE: LogPlace = LogPlace {
     pool: Uuid::from_u128(5),
     lane: LaneNo(3),
-    disk_no: DiskNo(0),
-    at: DiskNo(0),
+    homes: Homes::one(DiskNo(0)),
     first: DiskBlock(10),
     segment_blocks: 600,
     segments: 5,

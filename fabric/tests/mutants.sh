@@ -14,14 +14,14 @@ survivors=0
 
 # name ~ file ~ from ~ to
 mutants=(
-  'a drain does not flush~lane/drain.rs~self.flush(drain).await~Ok(())'
+  'a drain does not flush~lane/drain.rs~self.flush(drain).await~{ let _ = drain; Ok(()) }'
   'a log write is not FUA~log/append.rs~if self.write_cache { IoFlags::FUA }~if false { IoFlags::FUA }'
   'a write is acknowledged before it is durable~lane/write.rs~match (*lsn < durable, self~match (true, self'
-  'a batch is durable when one after it is~log/append.rs~self.in_flight.front().is_some_and(|first| first.done)~!self.in_flight.is_empty()'
+  'a batch is durable when one after it is~log/append.rs~self.in_flight.front().is_some_and(InFlight::is_durable)~!self.in_flight.is_empty()'
   'the chain is not looked at~log/replay.rs~header.chain.get() != position.chain~false'
   'a torn payload is taken~format/log.rs~if self.crc_with(payload) != self.crc.get()~if false'
   'what is read is not verified~lane/read.rs~if !verify(&header, &piece, &buf)~if false'
-  'space is given back while it is read~lane.rs~if self.pins.contains_key(&id) {~if false {'
+  'space is given back while it is read~lane/disks.rs~if self.pins.contains_key(&id) {~if false {'
   'a snapshot shares nothing~lane/drain.rs~alone_from = self.state.next_egroup;~alone_from = shard.alone_from;'
   'a clone shares nothing~lane/commit.rs~shard_op(shard, root, mapped, core.state.next_egroup)~shard_op(shard, root, mapped, 0)'
   'dead blocks are not counted~lane/drain.rs~*drain.dead.entry(dead.egroup).or_insert(0) += dead.blocks;~'
@@ -30,6 +30,16 @@ mutants=(
   'a revert leaves the tables~lane/commit.rs~self.tables.forget_shard(shard, lsn);~'
   'a drain overrides a revert~lane/drain.rs~map.reverts == self.reverts.get(&map.shard).copied().unwrap_or(0)~true'
   'a reader sees what is not durable~lane/read.rs~if read.seen < self.log.durable_end().lsn {~if true {'
+  'a batch is durable without a home that failed~log.rs~self.waiting.count() == 0 && self.failed.count() == 0~self.waiting.count() == 0'
+  'a batch that one home lacks is not given to it~lane/open.rs~mend(flow, batches).await?;~let _ = batches;'
+  'a checkpoint is not given to a home that lacks it~lane/open.rs~for home in homes {~for home in homes.iter().take(0) {'
+  'the other copy is not read~lane/read.rs~Err(status) if self.has_another(&mut read)~Err(status) if status == IoStatus::Success && self.has_another(&mut read)'
+  'a bad copy is not written again~lane/repair.rs~if !bad.iter().any(|number|~if bad.len() < 100 || !bad.iter().any(|number|'
+  'copies are switched before they are flushed~lane/repair.rs~for spot in &spots {~for spot in spots.iter().take(0) {'
+  'both copies go to one disk~lane/disks.rs~if spots.len() < copies {~while spots.len() < copies {'
+  'a disk that is out is believed~pool.rs~!known || newest.state(number) == DiskState::Out~!known'
+  'a joined home is one before its checkpoint~lane/disks.rs~if done.await? {~if done.await? || true {'
+  'space that a copy keeps is given back~state.rs~old.space_without(&new)~Some(old.space()).filter(|_| old != new)'
 )
 
 for mutant in "${mutants[@]}"; do

@@ -9,7 +9,8 @@ use penstock_fabric::sim::World;
 use uuid::Uuid;
 
 const BLOCKS: u64 = 40_000;
-const OPTIONS: PoolOptions = PoolOptions { lanes: 2, segment_blocks: 512, segments: 4, region_blocks: 2048 };
+const OPTIONS: PoolOptions =
+    PoolOptions { lanes: 2, segment_blocks: 512, segments: 4, region_blocks: 2048, copies: 1 };
 
 fn disks(count: u16) -> Vec<NewDisk> {
     let disk = |at| NewDisk {

@@ -69,6 +69,8 @@ async fn live(args: Args) -> Result<(), DaemonError> {
     tokio::task::spawn_local(app.remote.look_after());
     tokio::task::spawn_local(app.fabric.clone().examine());
     tokio::task::spawn_local(app.fabric.clone().look_after(tokio::time::sleep));
+    tokio::task::spawn_local(app.fabric.clone().watch_disks(tokio::time::sleep));
+    tokio::task::spawn_local(app.fabric.clone().tend_disks(tokio::time::sleep));
     tokio::task::spawn_local(app.target.look_after_reservations());
     tokio::task::spawn_local(look_after_memory());
     tokio::task::spawn_local(signals.watch(Rc::clone(&app)));

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use penstock_fabric::format::superblock::Tier;
 use penstock_fabric::node::{
-    CodecNote, CompressionNote, ContainerOptions, DELAY_MAX_S, FabricError, NewPool,
+    AddDisk, CodecNote, CompressionNote, ContainerOptions, DELAY_MAX_S, FabricError, NewPool, Pool,
 };
 use penstock_fabric::pool::PoolOptions;
 use serde_json::{Value, json};
@@ -31,6 +31,8 @@ params! {
         log_mib: Option<u32>,
         /// MiB of the pieces by which the shares take space, 8 to 4096. Default: 64.
         region_mib: Option<u32>,
+        /// Copies of everything, each on another disk: 1 or 2. Default: 2 where there are two disks or more, else 1.
+        copies: Option<u8>,
         /// Its identity. Default: a random one.
         uuid: Option<Uuid>,
         /// Whether disks of another pool are taken too. Default: false.
@@ -43,6 +45,42 @@ params! {
     OfPool {
         /// Name or UUID of the pool. Default: the only one.
         pool: Option<String>,
+    }
+}
+
+params! {
+    /// Of `pool_add_disk`.
+    PoolAddDisk {
+        /// Name or UUID of the pool. Default: the only one.
+        pool: Option<String>,
+        /// Name of the bdev. What is on it is lost.
+        bdev: String,
+        /// Its kind: ssd or hdd. Default: ssd.
+        tier: Option<String>,
+        /// Copies of everything from now on, 1 or 2; what has fewer gets the others in the background. Default: as it is.
+        copies: Option<u8>,
+        /// Whether a disk of another pool is taken, or one that was of this pool before. Default: false.
+        force: Option<bool>,
+    }
+}
+
+params! {
+    /// Of `pool_remove_disk`.
+    PoolRemoveDisk {
+        /// Name or UUID of the pool. Default: the only one.
+        pool: Option<String>,
+        /// Name of the bdev, or the disk's UUID as `pool_list` has it.
+        disk: String,
+    }
+}
+
+params! {
+    /// Of `pool_set_repair_rate`.
+    PoolRepairRate {
+        /// Name or UUID of the pool. Default: the only one.
+        pool: Option<String>,
+        /// MiB per second that copies are written with at most, until the pool is opened again; 0: as fast as can be.
+        mib_per_s: u64,
     }
 }
 
@@ -67,7 +105,7 @@ params! {
         limit_bytes: Option<u64>,
         /// Bytes that no other container may use. Default: 0, or as it is.
         reserved_bytes: Option<u64>,
-        /// Copies of everything: 1.
+        /// Copies of everything: as many as the pool has.
         replication_factor: Option<u8>,
         /// Compression of what is written from now on: off, lz4 or zstd. Default: off, or as it is.
         compression: Option<String>,
@@ -99,7 +137,7 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
         .add(
             "pool_get_stats",
             Kind::Read,
-            "How full a pool is, in bytes; above_percent: the threshold of 80, 90, 95 that it is above.",
+            "How full a pool is, in bytes; above_percent: the threshold of 80, 90, 95 that it is above; how far its copies are made.",
             stats,
         )
         .add(
@@ -108,6 +146,25 @@ pub(crate) fn add(table: &mut Table<Rc<App>>) {
             "Who uses a pool's space, exactly, by the maps: each vdisk and snapshot alone and with others, and what thin \
              provisioning, sharing and compression save.",
             usage,
+        )
+        .add(
+            "pool_add_disk",
+            Kind::Change,
+            "Adds a disk to a pool: what lacks copies gets them there.",
+            add_disk,
+        )
+        .add(
+            "pool_remove_disk",
+            Kind::Change,
+            "Begins to move everything from a disk to the others of its pool, also over restarts; the disk is blank and free when \
+             pool_list does not have it any more.",
+            remove_disk,
+        )
+        .add(
+            "pool_set_repair_rate",
+            Kind::Change,
+            "Changes how fast copies are made of what was on lost or leaving disks; 256 MiB/s when a pool is opened.",
+            set_repair_rate,
         )
         .add(
             "pool_delete",
@@ -149,24 +206,46 @@ impl From<FabricError> for RpcError {
     }
 }
 
+fn tier(method: &str, tier: Option<&str>) -> Result<Tier, RpcError> {
+    match tier {
+        None | Some("ssd") => Ok(Tier::Ssd),
+        Some("hdd") => Ok(Tier::Hdd),
+        Some(other) => Err(RpcError::invalid_params(format!("{method}: tier is {other:?}; give ssd or hdd"))),
+    }
+}
+
+async fn add_disk(app: Rc<App>, params: PoolAddDisk) -> Result<Value, RpcError> {
+    let pool = app.fabric.pool(params.pool.as_deref())?;
+    let tier = tier("pool_add_disk", params.tier.as_deref())?;
+    let force = params.force.unwrap_or(false);
+    let add = AddDisk { bdev: params.bdev, tier, force, copies: params.copies };
+    app.fabric.add_disk(&pool, &add).await?;
+    Ok(Value::Bool(true))
+}
+
+async fn remove_disk(app: Rc<App>, params: PoolRemoveDisk) -> Result<Value, RpcError> {
+    app.fabric.pool(params.pool.as_deref())?.remove_disk(&params.disk).await?;
+    Ok(Value::Bool(true))
+}
+
+async fn set_repair_rate(app: Rc<App>, params: PoolRepairRate) -> Result<Value, RpcError> {
+    app.fabric.pool(params.pool.as_deref())?.set_repair_rate(params.mib_per_s).await?;
+    Ok(Value::Bool(true))
+}
+
 async fn create(app: Rc<App>, params: PoolCreate) -> Result<Value, RpcError> {
-    let tier = match params.tier.as_deref() {
-        None | Some("ssd") => Tier::Ssd,
-        Some("hdd") => Tier::Hdd,
-        Some(other) => {
-            return Err(RpcError::invalid_params(format!("pool_create: tier is {other:?}; give ssd or hdd")));
-        }
-    };
+    let tier = tier("pool_create", params.tier.as_deref())?;
     let defaults = PoolOptions::default();
     let segments = params.log_mib.map_or(defaults.segments, |mib| mib / 4);
     let region_blocks = params.region_mib.map_or(defaults.region_blocks, |mib| mib.saturating_mul(256));
     let lanes = params.lanes.unwrap_or(defaults.lanes);
+    let copies = params.copies.unwrap_or(if params.bdevs.len() > 1 { 2 } else { 1 });
     let new = NewPool {
         name: params.name,
         uuid: params.uuid.unwrap_or_else(Uuid::new_v4),
         bdevs: params.bdevs,
         tier,
-        options: PoolOptions { lanes, segments, region_blocks, ..defaults },
+        options: PoolOptions { lanes, segments, region_blocks, copies, ..defaults },
         force: params.force.unwrap_or(false),
     };
     let pool = app.fabric.create_pool(&new).await?;
@@ -181,6 +260,7 @@ async fn list(app: Rc<App>, _params: Nothing) -> Result<Value, RpcError> {
 async fn stats(app: Rc<App>, params: OfPool) -> Result<Value, RpcError> {
     let pool = app.fabric.pool(params.pool.as_deref())?;
     let usage = pool.usage().await?;
+    let repair = pool.repair_progress().await?;
     // Egroups are counted encoded, what maps refer to decoded.
     let dead = u128::from(usage.decoded.saturating_sub(usage.live));
     let garbage = u128::from(usage.used) * dead / u128::from(usage.decoded.max(1));
@@ -201,6 +281,12 @@ async fn stats(app: Rc<App>, params: OfPool) -> Result<Value, RpcError> {
         "full_lanes": usage.full_lanes,
         "failed_lanes": usage.failed_lanes,
         "checksum_errors": usage.checksum_errors,
+        "copies_to_make": repair.todo,
+        "copies_made": repair.moved,
+        "copies_mended": repair.mended,
+        "reads_from_other_copy": repair.fallbacks,
+        "egroups_lost": repair.lost,
+        "copies_stuck": repair.stuck,
     }))
 }
 
@@ -215,9 +301,10 @@ async fn delete(app: Rc<App>, params: PoolDelete) -> Result<Value, RpcError> {
 }
 
 /// What is asked for that there is.
-fn options(params: &Container) -> Result<ContainerOptions, RpcError> {
-    if let Some(copies) = params.replication_factor.filter(|copies| *copies != 1) {
-        let message = format!("replication_factor is {copies}; one node keeps 1 copy so far");
+fn options(pool: &Pool, params: &Container) -> Result<ContainerOptions, RpcError> {
+    let there = pool.copies();
+    if let Some(copies) = params.replication_factor.filter(|copies| *copies != there) {
+        let message = format!("replication_factor is {copies}; all containers of this pool have its {there}");
         return Err(RpcError::invalid_params(message));
     }
     let codec = match params.compression.as_deref() {
@@ -244,15 +331,15 @@ fn options(params: &Container) -> Result<ContainerOptions, RpcError> {
 }
 
 async fn container_create(app: Rc<App>, params: Container) -> Result<Value, RpcError> {
-    let options = options(&params)?;
     let pool = app.fabric.pool(params.pool.as_deref())?;
+    let options = options(&pool, &params)?;
     app.fabric.create_container(&pool, &params.name, &options).await?;
     Ok(json!(params.name))
 }
 
 async fn container_update(app: Rc<App>, params: Container) -> Result<Value, RpcError> {
-    let options = options(&params)?;
     let pool = app.fabric.pool(params.pool.as_deref())?;
+    let options = options(&pool, &params)?;
     app.fabric.set_container(&pool, &params.name, &options).await?;
     Ok(Value::Bool(true))
 }

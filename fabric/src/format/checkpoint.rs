@@ -54,7 +54,8 @@ pub struct CheckpointRoot {
 #[repr(u8)]
 pub enum MetaKind {
     /// Egroup `id` is generation `d` on disk `disk` from block `a` on, `b` blocks, of which `c` are referred to; its header part
-    /// has `e` blocks and the CRC `crc`.
+    /// has `e` blocks and the CRC `crc`. It is to have `copies` copies; the second is on disk `disk2 - 1` from block `a2` on, its
+    /// header part with the CRC `crc2`.
     Egroup = 1,
     /// Of egroup `id`, `c` blocks are referred to.
     EgroupLive = 2,
@@ -84,6 +85,8 @@ pub enum MetaKind {
     NoteDrop = 17,
     /// Shard is what its snapshot b is; egroups from serial number c on are its alone. What was written to it before is void.
     Revert = 11,
+    /// Region `a` of disk `disk` is this lane's no more.
+    RegionDrop = 12,
 }
 
 /// A change of a lane's state.
@@ -94,8 +97,8 @@ pub enum MetaKind {
 pub struct MetaOp {
     /// [`MetaKind`].
     pub kind: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// How many copies of an egroup there are to be; 0 is 1.
+    pub copies: u8,
     /// The disk.
     pub disk: U16,
     /// A CRC.
@@ -112,8 +115,14 @@ pub struct MetaOp {
     pub d: U32,
     /// See [`MetaKind`].
     pub e: U32,
+    /// The first block of the second copy.
+    pub a2: U64,
+    /// Its CRC.
+    pub crc2: U32,
+    /// Its disk plus 1; 0: there is none.
+    pub disk2: U16,
     /// Zero.
-    pub reserved2: [u8; 16],
+    pub reserved: U16,
 }
 
 impl MetaOp {
@@ -143,6 +152,7 @@ impl MetaOp {
             17 => MetaKind::NoteDrop,
             11 => MetaKind::Revert,
             13 => MetaKind::Stored,
+            12 => MetaKind::RegionDrop,
             _ => return Err(FormatError::Field { field: "kind" }),
         })
     }

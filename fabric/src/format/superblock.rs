@@ -24,6 +24,8 @@ pub const DISKS_MAX: usize = 64;
 pub const LANES_MAX: usize = 256;
 /// Blocks before and after everything else that hold the copies.
 pub const EDGE_BLOCKS: u64 = 256;
+/// Copies of everything else that a pool has at most.
+pub const COPIES_MAX: usize = 2;
 /// Copies of the superblock.
 pub const COPIES: usize = 4;
 /// The lane of a structure that belongs to none.
@@ -61,24 +63,34 @@ pub struct SuperblockRaw {
     pub disks: U16,
     /// 0: ssd, 1: hdd.
     pub tier: u8,
+    /// Copies of everything that there are to be, each on another disk; 0 is 1.
+    pub copies: u8,
+    /// 1: copies were lost with a disk, and have not all been made again.
+    pub degraded: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 5],
     /// Features without which the pool must not be opened; none is defined.
     pub features: U64,
+    /// What each disk is used for, by number: 0 in use, 1 leaving, 2 out.
+    pub disk_states: [u8; DISKS_MAX],
     /// Zero.
-    pub reserved2: [u8; 104],
+    pub reserved2: [u8; 40],
     /// The pool's disks by number; a zero UUID where there is none any more.
     pub disk_table: [[u8; 16]; DISKS_MAX],
     /// The disk that holds each lane's log and index.
     pub lane_homes: [U16; LANES_MAX],
+    /// The disk that holds each lane's log and index a second time, plus 1; 0: none.
+    pub lane_seconds: [U16; LANES_MAX],
     /// Zero.
-    pub reserved3: [u8; 2304],
+    pub reserved3: [u8; 1792],
 }
 const _: () = assert!(size_of::<SuperblockRaw>() == BLOCK_BYTES);
 const _: () = assert!(core::mem::offset_of!(SuperblockRaw, blocks) == 80);
 const _: () = assert!(core::mem::offset_of!(SuperblockRaw, lanes) == 132);
 const _: () = assert!(core::mem::offset_of!(SuperblockRaw, disk_table) == 256);
+const _: () = assert!(core::mem::offset_of!(SuperblockRaw, disk_states) == 152);
 const _: () = assert!(core::mem::offset_of!(SuperblockRaw, lane_homes) == 1280);
+const _: () = assert!(core::mem::offset_of!(SuperblockRaw, lane_seconds) == 1792);
 
 /// How a disk is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +177,30 @@ pub enum Tier {
     Hdd = 1,
 }
 
+/// What a disk of a pool is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[repr(u8)]
+pub enum DiskState {
+    /// Everything.
+    #[default]
+    In = 0,
+    /// Reading: its data are moved to other disks.
+    Leaving = 1,
+    /// Nothing: it was lost, or has been left. What is on it is not believed, whatever it says.
+    Out = 2,
+}
+
+impl DiskState {
+    fn of(code: u8) -> Result<Self, FormatError> {
+        match code {
+            0 => Ok(Self::In),
+            1 => Ok(Self::Leaving),
+            2 => Ok(Self::Out),
+            _ => Err(FormatError::Field { field: "disk_states" }),
+        }
+    }
+}
+
 /// A checked superblock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
@@ -184,9 +220,69 @@ pub struct Superblock {
     pub disks: Vec<Uuid>,
     /// The disk that holds each lane's log and index.
     pub lane_homes: Vec<DiskNo>,
+    /// The disk that holds them a second time, by lane.
+    pub lane_seconds: Vec<Option<DiskNo>>,
+    /// What each disk is used for, by number.
+    pub states: Vec<DiskState>,
+    /// Copies of everything that there are to be: 1 or 2.
+    pub copies: u8,
+    /// Copies were lost with a disk, and have not all been made again: no other disk can be done without.
+    pub degraded: bool,
 }
 
 impl Superblock {
+    /// This disk's own superblock, with what `newest` says of the pool.
+    #[must_use]
+    pub fn updated(&self, newest: &Self) -> Self {
+        let Self { disk_no, disk, tier, layout, .. } = *self;
+        Self { disk_no, disk, tier, layout, ..newest.clone() }
+    }
+
+    /// What a disk is used for.
+    #[must_use]
+    pub fn state(&self, disk: DiskNo) -> DiskState {
+        self.states.get(usize::from(disk.0)).copied().unwrap_or(DiskState::Out)
+    }
+
+    /// The disks that hold a lane's log and index.
+    pub fn homes(&self, lane: LaneNo) -> impl Iterator<Item = DiskNo> + use<> {
+        let at = usize::from(lane.0);
+        let first = self.lane_homes.get(at).copied();
+        [first, self.lane_seconds.get(at).copied().flatten()].into_iter().flatten()
+    }
+
+    /// Whether a disk is a home of any lane.
+    #[must_use]
+    pub fn homes_on(&self, disk: DiskNo) -> bool {
+        (0..self.layout.lanes).any(|lane| self.homes(LaneNo(lane)).any(|home| home == disk))
+    }
+
+    /// Makes these the homes of a lane, of which there is one at least.
+    pub fn set_homes(&mut self, lane: LaneNo, homes: &[DiskNo]) {
+        let at = usize::from(lane.0);
+        if let (Some(home), Some(first)) = (self.lane_homes.get_mut(at), homes.first()) {
+            *home = *first;
+        }
+        self.lane_seconds.resize(self.lane_homes.len(), None);
+        if let Some(second) = self.lane_seconds.get_mut(at) {
+            *second = homes.get(1).copied();
+        }
+    }
+
+    /// The next generation, in which a disk is out; `None` where a lane has its log nowhere else.
+    #[must_use]
+    pub fn without(&self, out: DiskNo) -> Option<Self> {
+        let mut next = Self { generation: self.generation + 1, degraded: true, ..self.clone() };
+        *next.states.get_mut(usize::from(out.0))? = DiskState::Out;
+        for lane in (0..self.layout.lanes).map(LaneNo) {
+            let left: Vec<DiskNo> = self.homes(lane).filter(|home| *home != out).collect();
+            if left.is_empty() {
+                return None;
+            }
+            next.set_homes(lane, &left);
+        }
+        Some(next)
+    }
     /// The block for copy `copy`.
     #[must_use]
     pub fn to_block(&self, copy: DiskBlock) -> [u8; BLOCK_BYTES] {
@@ -207,6 +303,14 @@ impl Superblock {
         for (to, from) in lane_homes.iter_mut().zip(&self.lane_homes) {
             *to = U16::new(from.0);
         }
+        let mut lane_seconds = [U16::ZERO; LANES_MAX];
+        for (to, from) in lane_seconds.iter_mut().zip(&self.lane_seconds) {
+            *to = U16::new(from.map_or(0, |disk| disk.0 + 1));
+        }
+        let mut disk_states = [0; DISKS_MAX];
+        for (to, from) in disk_states.iter_mut().zip(&self.states) {
+            *to = *from as u8;
+        }
         let raw = SuperblockRaw {
             prefix: Prefix::new(&identity, count32(BLOCK_BYTES)),
             disk: self.disk.into_bytes(),
@@ -225,12 +329,16 @@ impl Superblock {
                 Tier::Ssd => 0,
                 Tier::Hdd => 1,
             },
-            reserved: [0; 7],
+            copies: if self.copies > 1 { self.copies } else { 0 },
+            degraded: u8::from(self.degraded),
+            reserved: [0; 5],
             features: U64::ZERO,
-            reserved2: [0; 104],
+            disk_states,
+            reserved2: [0; 40],
             disk_table,
             lane_homes,
-            reserved3: [0; 2304],
+            lane_seconds,
+            reserved3: [0; 1792],
         };
         let mut block = [0; BLOCK_BYTES];
         block.copy_from_slice(raw.as_bytes());
@@ -281,12 +389,37 @@ impl Superblock {
         if lane_homes.iter().any(|home| usize::from(home.0) >= disks.len()) {
             return refuse("lane_homes");
         }
+        let second = |raw: &U16| raw.get().checked_sub(1).map(DiskNo);
+        let lane_seconds: Vec<Option<DiskNo>> =
+            raw.lane_seconds.iter().take(usize::from(layout.lanes)).map(second).collect();
+        if lane_seconds.iter().flatten().any(|home| usize::from(home.0) >= disks.len()) {
+            return refuse("lane_seconds");
+        }
+        let states: Result<Vec<DiskState>, FormatError> =
+            raw.disk_states.iter().take(disks.len()).map(|code| DiskState::of(*code)).collect();
+        let copies = raw.copies.max(1);
+        if usize::from(copies) > COPIES_MAX {
+            return refuse("copies");
+        }
         let tier = match raw.tier {
             0 => Tier::Ssd,
             1 => Tier::Hdd,
             _ => return refuse("tier"),
         };
         let pool = Uuid::from_bytes(prefix.pool);
-        Ok(Self { pool, generation: prefix.sequence.get(), disk_no, disk, tier, layout, disks, lane_homes })
+        Ok(Self {
+            pool,
+            generation: prefix.sequence.get(),
+            disk_no,
+            disk,
+            tier,
+            layout,
+            disks,
+            lane_homes,
+            lane_seconds,
+            states: states?,
+            copies,
+            degraded: raw.degraded != 0,
+        })
     }
 }

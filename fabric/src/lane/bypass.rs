@@ -23,6 +23,7 @@ use super::{Core, Lane};
 use crate::alloc::RESERVE_BLOCKS;
 use crate::codec::Codec;
 use crate::crc::crc32c;
+use crate::egroup::Spot;
 use crate::flow::{DiskIo, Flow};
 use crate::format::checkpoint::{MetaKind, MetaOp};
 use crate::format::egroup::{
@@ -59,6 +60,8 @@ const NOWHERE: Egroup = Egroup {
     header_crc: 0,
     decoded: 0,
     live: 0,
+    second: None,
+    copies: 1,
 };
 const _: () = assert!(IOS_MAX < 1 << 16 && DIRECT_MAX < 1 << 16);
 
@@ -147,6 +150,11 @@ impl Bypass {
         self.held
     }
 
+    /// Whether an egroup is being written to a disk.
+    pub(super) fn is_on(&self, disk: DiskNo) -> bool {
+        self.directs.iter().flatten().any(|direct| direct.egroup.disk == disk)
+    }
+
     /// Whether a write to some of these blocks is here.
     pub(super) fn overlaps(&self, shard: ShardId, first: u64, blocks: u64) -> bool {
         let touches = |of: ShardId, io: &Io| {
@@ -200,6 +208,8 @@ impl Core {
         let wanted = bypass.blocks_min > 0 && io.blocks >= bypass.blocks_min;
         wanted
             && bypass.cuts == 0
+            // Its data have one copy.
+            && self.place.copies < 2
             && index(io.blocks) <= self.tables.stored_max()
             && bypass.waiting.len() < WAITING_MAX
             && !self.full
@@ -281,12 +291,15 @@ impl Core {
         // What is in memory needs space to be drained to, data and nodes: a pool that is nearly full takes all by way of the log.
         let needed = RESERVE_BLOCKS + (header + blocks + 2 * self.tables.slots()) as u64;
         while self.free_blocks() < needed {
-            if self.take_region().is_none() {
+            if self.take_any_region().is_none() {
                 return false;
             }
         }
         let Some(buf) = Buf::alloc(header * BLOCK_BYTES).filter(|_| count > 0) else { return false };
-        let Some((disk, first)) = self.take_space((header + blocks) as u64, false) else { return false };
+        let spots = self.take_space(id, (header + blocks) as u64, false, 1, &[]);
+        let Some(Spot { disk, first, .. }) = spots.and_then(|spots| spots.first().copied()) else {
+            return false;
+        };
         let Some(mut direct) = self.bypass.spare.pop() else {
             panic!("more egroups past the log than may be")
         };
@@ -398,7 +411,7 @@ impl Core {
             self.done.push_back(io);
             self.bypass.held -= 1;
         }
-        self.release(direct.id, &direct.egroup);
+        self.release(direct.id, direct.egroup.space());
         self.bypass.give(direct);
         self.wake();
     }

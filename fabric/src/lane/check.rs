@@ -2,18 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use penstock_reactor::mem::Buf;
+
 use super::checkpoint::{self, Checkpoint};
 use super::open::Recovery;
 use super::{LaneError, LaneOptions, LanePlace, Owner};
 use crate::codec::{Codec, Coder};
-use crate::egroup::{Header, ReadError, piece, read_header, read_piece, verify};
+use crate::egroup::{Header, ReadError, Spot, piece, read_header, read_piece, rebuild, verify};
 use crate::flow::{DiskError, Flow};
 use crate::format::egroup::{KIND_DATA, KIND_NODE};
+use crate::format::superblock::DiskState;
 use crate::format::{Magic, Prefix};
 use crate::fsck::{Finding, Findings};
 use crate::id::{BLOCK_BYTES, DiskNo, EgroupId, ExtentNo, ShardId, VBlock};
 use crate::map::{NodeRef, Page};
-use crate::state::{Egroup, State};
+use crate::state::{Egroup, Place, State};
 
 /// What an offline look at a lane needs.
 pub(crate) struct Reader<'a> {
@@ -41,6 +44,8 @@ pub(crate) struct Found {
     pub(crate) records: u64,
     /// Egroups that no map refers to yet: the log does.
     pub(crate) undrained: BTreeSet<EgroupId>,
+    /// Batches and checkpoints that are on one of several homes only.
+    pub(crate) single: usize,
 }
 
 /// Reads checkpoint and log.
@@ -48,13 +53,15 @@ pub(crate) struct Found {
 /// # Errors
 /// [`LaneError`], as opening it would.
 pub(crate) async fn find(flow: &Flow, place: &LanePlace) -> Result<Found, LaneError> {
-    let (checkpoint, damaged_checkpoints) = checkpoint::read(flow, place).await?;
+    let checkpoint::FoundCheckpoint { newest, damaged: damaged_checkpoints, lacking } =
+        checkpoint::read(flow, place).await?;
     let lane = place.log.lane;
-    let checkpoint = checkpoint.ok_or(LaneError::NoCheckpoint { lane, damaged: damaged_checkpoints })?;
+    let checkpoint = newest.ok_or(LaneError::NoCheckpoint { lane, damaged: damaged_checkpoints })?;
     let (recovery, end) = Recovery::run(flow, place, &LaneOptions::default(), &checkpoint).await?;
     let undrained = recovery.undrained();
     let (state, records) = recovery.into_state();
-    Ok(Found { checkpoint, state, damaged_checkpoints, torn: end.torn, records, undrained })
+    let single = end.lacking.len() + lacking.len();
+    Ok(Found { checkpoint, state, damaged_checkpoints, torn: end.torn, records, undrained, single })
 }
 
 /// Writes the state as two new checkpoints, so that both slots are sound.
@@ -90,16 +97,53 @@ impl<'a> Reader<'a> {
         Owner { pool: self.place.log.pool, lane: self.place.log.lane }
     }
 
-    fn at(&self, disk: DiskNo) -> DiskNo {
-        self.place.disks.get(usize::from(disk.0)).map_or(disk, |disk| disk.at)
+    /// The copies of an egroup that are there, with where their disks are plugged in.
+    fn copies(&self, egroup: &Egroup) -> Vec<(Place, DiskNo)> {
+        let disks = &self.place.disks;
+        let there = |place: Place| {
+            let disk = disks.get(usize::from(place.disk.0)).filter(|disk| disk.state != DiskState::Out);
+            disk.map(|disk| (place, disk.at))
+        };
+        egroup.places().filter_map(there).collect()
     }
 
-    async fn header(&mut self, id: EgroupId, egroup: &Egroup) -> Result<&Header, ReadError> {
+    pub(crate) async fn header(&mut self, id: EgroupId, egroup: &Egroup) -> Result<&Header, ReadError> {
+        let missing = ReadError::Missing { id, extent: ExtentNo(0) };
         if !self.headers.contains_key(&id) {
-            let header = read_header(self.flow, &self.owner(), id, egroup, self.at(egroup.disk)).await?;
-            self.headers.insert(id, header);
+            let mut why = missing;
+            for (place, at) in self.copies(egroup) {
+                match read_header(self.flow, &self.owner(), id, &egroup.seen_at(place), at).await {
+                    Ok(header) => {
+                        self.headers.insert(id, header);
+                        break;
+                    }
+                    Err(error) => why = error,
+                }
+            }
+            return self.headers.get(&id).ok_or(why);
         }
-        self.headers.get(&id).ok_or(ReadError::Missing { id, extent: ExtentNo(0) })
+        self.headers.get(&id).ok_or(missing)
+    }
+
+    /// The first blocks of an extent, as they are stored, of any copy that is sound.
+    async fn extent(
+        &mut self,
+        id: EgroupId,
+        egroup: &Egroup,
+        extent: ExtentNo,
+        blocks: u64,
+    ) -> Result<Buf, ReadError> {
+        let (flow, copies) = (self.flow, self.copies(egroup));
+        let header = self.header(id, egroup).await?;
+        let mut why = ReadError::Missing { id, extent };
+        for (place, at) in copies {
+            let Some(piece) = piece(&egroup.seen_at(place), header, extent, 0, blocks) else { break };
+            match read_piece(flow, id, header, extent, &piece, at).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
     }
 
     /// Reads a node that a map refers to.
@@ -110,12 +154,9 @@ impl<'a> Reader<'a> {
     ) -> Result<Page, ReadError> {
         let missing = ReadError::Missing { id: node.egroup, extent: node.extent };
         let egroup = *egroups.get(&node.egroup).ok_or(missing)?;
-        let (flow, owner, at) = (self.flow, self.owner(), self.at(egroup.disk));
-        let header = self.header(node.egroup, &egroup).await?;
-        let piece = piece(&egroup, header, node.extent, 0, 1).ok_or(missing)?;
-        let bytes = read_piece(flow, node.egroup, header, node.extent, &piece, at).await?;
+        let bytes = self.extent(node.egroup, &egroup, node.extent, 1).await?;
         let damaged = |_| ReadError::Checksum { id: node.egroup, extent: node.extent };
-        Page::parse(&owner.node_identity(&node), node.crc, &bytes).map_err(damaged)
+        Page::parse(&self.owner().node_identity(&node), node.crc, &bytes).map_err(damaged)
     }
 
     /// A node of which nobody says what it must be, with its level.
@@ -125,24 +166,39 @@ impl<'a> Reader<'a> {
         egroup: &Egroup,
         extent: ExtentNo,
     ) -> Option<(NodeRef, u8)> {
-        let (flow, owner, at) = (self.flow, self.owner(), self.at(egroup.disk));
-        let header = self.header(id, egroup).await.ok()?;
-        let piece = piece(egroup, header, extent, 0, 1)?;
-        let bytes = read_piece(flow, id, header, extent, &piece, at).await.ok()?;
+        let bytes = self.extent(id, egroup, extent, 1).await.ok()?;
         let crc = Prefix::parse(Magic::NODE, &bytes).ok()?.crc.get();
         let node = NodeRef { egroup: id, extent, crc };
-        let page = Page::parse(&owner.node_identity(&node), crc, &bytes).ok()?;
+        let page = Page::parse(&self.owner().node_identity(&node), crc, &bytes).ok()?;
         Some((node, page.level()))
     }
 
-    /// Whether an extent is sound: its blocks fit their checksums and can be decoded.
+    /// Whether an extent of some copy is sound: its blocks fit their checksums and can be decoded.
     pub(crate) async fn extent_is_sound(
         &mut self,
         id: EgroupId,
         egroup: &Egroup,
         extent: ExtentNo,
     ) -> Result<bool, ReadError> {
-        let (flow, at) = (self.flow, self.at(egroup.disk));
+        let mut outcome = Err(ReadError::Missing { id, extent });
+        for (place, at) in self.copies(egroup) {
+            outcome = self.copy_is_sound(id, &egroup.seen_at(place), extent, at).await;
+            if outcome == Ok(true) {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// The same of one copy.
+    async fn copy_is_sound(
+        &mut self,
+        id: EgroupId,
+        egroup: &Egroup,
+        extent: ExtentNo,
+        at: DiskNo,
+    ) -> Result<bool, ReadError> {
+        let flow = self.flow;
         let header = self.header(id, egroup).await?;
         let missing = ReadError::Missing { id, extent };
         let entry = header.extent(extent).ok_or(missing)?;
@@ -160,6 +216,50 @@ impl<'a> Reader<'a> {
         let len = usize::from(entry.blocks) * BLOCK_BYTES;
         let stored = whole.stored(&bytes).unwrap_or_default();
         Ok(whole.codec() == Codec::Raw || self.coder.decode(whole.codec(), stored, len).is_some())
+    }
+
+    /// Looks at every copy of an egroup that has several, and writes those again that are bad when `repair` is wanted.
+    ///
+    /// # Errors
+    /// What a disk says that is written to.
+    pub(crate) async fn check_copies(
+        &mut self,
+        id: EgroupId,
+        egroup: &Egroup,
+        repair: bool,
+        findings: &mut Findings,
+    ) -> Result<(), DiskError> {
+        let (flow, owner, copies) = (self.flow, self.owner(), self.copies(egroup));
+        if copies.len() < 2 {
+            return Ok(());
+        }
+        // What is whole in no copy has been told already.
+        let Ok((builder, bad)) = rebuild(flow, &owner, id, egroup, &copies).await else { return Ok(()) };
+        let bad: Vec<(Place, DiskNo)> =
+            bad.into_iter().filter_map(|number| copies.get(number).copied()).collect();
+        let spot = |(place, at): &(Place, DiskNo)| Spot { disk: place.disk, at: *at, first: place.first };
+        let spots: Vec<Spot> = bad.iter().map(spot).collect();
+        if spots.is_empty() {
+            return Ok(());
+        }
+        for spot in &spots {
+            let (disk, block) = (spot.disk.0, spot.first.0);
+            let mut finding = Finding::repairable(
+                format!("egroup {id}: its copy at block {block} of disk {disk} is damaged"),
+                "another copy has everything",
+                "a repair writes it again; so does a read of it, or a scrub",
+            );
+            finding.repaired = repair;
+            findings.add(finding);
+        }
+        if repair {
+            let (_, failures) = builder.write(flow, &owner, egroup.generation, egroup.copies, &spots).await?;
+            failures.first().map_or(Ok(()), |error| Err(*error))?;
+            for spot in &spots {
+                flow.flush(spot.at).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Looks at all extents of an egroup.

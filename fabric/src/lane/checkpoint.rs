@@ -3,12 +3,12 @@
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Core, Lane, LanePlace, WorkError};
+use super::{Core, Home, Lane, LanePlace, WorkError};
 use crate::crc::crc32c;
-use crate::flow::{DiskError, Flow, buffer};
+use crate::flow::{DiskError, Flow, all, buffer};
 use crate::format::checkpoint::{CheckpointRoot, META_OP_BYTES, MetaOp};
-use crate::format::{FormatError, Magic, Prefix, put, seal};
-use crate::id::{BLOCK_BYTES, BatchNo, DiskBlock, Lsn, SegmentNo, count32, index};
+use crate::format::{FormatError, Identity, Magic, Prefix, put, seal};
+use crate::id::{BLOCK_BYTES, BatchNo, DiskBlock, DiskNo, Lsn, SegmentNo, count32, index};
 use crate::log::LogPosition;
 use crate::state::State;
 
@@ -54,21 +54,37 @@ impl Lane {
             drop(turn);
             made
         };
-        if checkpoint.ops.len().div_ceil(BLOCK_BYTES / META_OP_BYTES) + 1
-            > index(place.layout.checkpoint_blocks)
-        {
+        if checkpoint.ops.len().div_ceil(BLOCK_BYTES / META_OP_BYTES) + 1 > index(place.checkpoint_blocks()) {
             return Err(WorkError::AreaFull { area: "index" });
         }
-        let written = write(&self.1, &place, &checkpoint).await;
+        self.write_homes(&place, &checkpoint).await?;
         let mut core = self.0.borrow_mut();
-        if let Err(error) = written {
-            core.log.fail(error.status);
-            return Err(error.into());
-        }
         core.checkpoint = checkpoint.number;
         core.checkpointed = checkpoint.state_lsn;
+        core.replay_batch = checkpoint.replay_from.batch;
         core.log.trim(checkpoint.replay_from.segment);
         core.wake();
+        Ok(())
+    }
+
+    /// Writes a checkpoint to every home; one that fails is waited for until it is out.
+    async fn write_homes(&self, place: &LanePlace, checkpoint: &Checkpoint) -> Result<(), WorkError> {
+        let write = async |home: &Home| (home.disk, write_home(&self.1, place, home, checkpoint).await);
+        let written = all(place.homes.iter().map(write)).await;
+        let failed: Vec<(DiskNo, DiskError)> =
+            written.iter().filter_map(|(disk, outcome)| Some((*disk, outcome.err()?))).collect();
+        if let (true, Some((_, error))) = (failed.len() == written.len(), failed.first()) {
+            self.0.borrow_mut().log.fail(error.status);
+            return Err((*error).into());
+        }
+        for (disk, _) in failed {
+            self.0.borrow_mut().suspect(disk);
+            self.wait(|core| match core.log.failed() {
+                Some(status) => Some(Err(WorkError::Failed(status))),
+                None => (!core.place.homes.iter().any(|home| home.disk == disk)).then_some(Ok(())),
+            })
+            .await?;
+        }
         Ok(())
     }
 }
@@ -91,9 +107,28 @@ impl Core {
     }
 }
 
+/// What a checkpoint at `root_at` of a home says of itself.
+fn identity(place: &LanePlace, home: &Home, root_at: DiskBlock, number: u64) -> Identity {
+    let (pool, lane) = (place.log.pool, place.log.lane);
+    let (disk, address) = (u32::from(home.disk.0), root_at.0);
+    Identity { magic: Magic::CHECKPOINT, pool, disk, lane, address, sequence: number }
+}
+
 pub(super) async fn write(flow: &Flow, place: &LanePlace, checkpoint: &Checkpoint) -> Result<(), DiskError> {
-    let at = place.log.at;
-    let root_at = place.layout.checkpoint_first(place.log.lane, checkpoint.number % 2);
+    for home in &place.homes {
+        write_home(flow, place, home, checkpoint).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn write_home(
+    flow: &Flow,
+    place: &LanePlace,
+    home: &Home,
+    checkpoint: &Checkpoint,
+) -> Result<(), DiskError> {
+    let at = home.at;
+    let root_at = home.layout.checkpoint_first(place.log.lane, checkpoint.number % 2);
     let body = checkpoint.ops.as_bytes();
     let mut next = root_at.0 + 1;
     for piece in body.chunks(CHUNK_BYTES) {
@@ -106,7 +141,7 @@ pub(super) async fn write(flow: &Flow, place: &LanePlace, checkpoint: &Checkpoin
         next += blocks as u64;
     }
     flow.flush(at).await?;
-    let identity = place.log.identity(Magic::CHECKPOINT, root_at, checkpoint.number);
+    let identity = identity(place, home, root_at, checkpoint.number);
     let from = &checkpoint.replay_from;
     let root = CheckpointRoot {
         prefix: Prefix::new(&identity, count32(size_of::<CheckpointRoot>())),
@@ -131,15 +166,53 @@ pub(super) async fn write(flow: &Flow, place: &LanePlace, checkpoint: &Checkpoin
     flow.flush(at).await
 }
 
-/// The newest sound checkpoint, and how many slots are damaged (an unused slot is not).
-pub(super) async fn read(flow: &Flow, place: &LanePlace) -> Result<(Option<Checkpoint>, usize), DiskError> {
+/// What was found of checkpoints.
+pub(crate) struct FoundCheckpoint {
+    /// The newest sound one.
+    pub(crate) newest: Option<Checkpoint>,
+    /// Slots that are damaged (an unused one is not).
+    pub(crate) damaged: usize,
+    /// Homes that lack it.
+    pub(crate) lacking: Vec<Home>,
+}
+
+/// Looks for checkpoints at all homes.
+pub(crate) async fn read(flow: &Flow, place: &LanePlace) -> Result<FoundCheckpoint, DiskError> {
+    let mut found = FoundCheckpoint { newest: None, damaged: 0, lacking: Vec::new() };
+    let mut numbers = Vec::new();
+    for home in &place.homes {
+        let (checkpoint, damaged) = match read_home(flow, place, home).await {
+            Ok(read) => read,
+            // What one home cannot read another may have.
+            Err(_) if place.homes.len() > 1 => (None, 1),
+            Err(error) => return Err(error),
+        };
+        found.damaged += damaged;
+        numbers.push((*home, checkpoint.as_ref().map(|checkpoint| checkpoint.number)));
+        let newest = found.newest.as_ref().map_or(0, |newest| newest.number);
+        if let Some(newer) = checkpoint.filter(|checkpoint| checkpoint.number > newest) {
+            found.newest = Some(newer);
+        }
+    }
+    if let Some(newest) = &found.newest {
+        let lacks = |(home, number): (Home, Option<u64>)| (number != Some(newest.number)).then_some(home);
+        found.lacking = numbers.into_iter().filter_map(lacks).collect();
+    }
+    Ok(found)
+}
+
+async fn read_home(
+    flow: &Flow,
+    place: &LanePlace,
+    home: &Home,
+) -> Result<(Option<Checkpoint>, usize), DiskError> {
     let mut roots = Vec::new();
     let mut damaged = 0;
     for slot in 0..2 {
-        let root_at = place.layout.checkpoint_first(place.log.lane, slot);
-        let block = flow.read(place.log.at, root_at, 1).await?;
+        let root_at = home.layout.checkpoint_first(place.log.lane, slot);
+        let block = flow.read(home.at, root_at, 1).await?;
         let prefix = Prefix::parse(Magic::CHECKPOINT, &block);
-        let ours = prefix.and_then(|prefix| prefix.is_at(&place.log.identity(Magic::CHECKPOINT, root_at, 0)));
+        let ours = prefix.and_then(|prefix| prefix.is_at(&identity(place, home, root_at, 0)));
         match ours {
             Ok(()) => {
                 roots.extend(CheckpointRoot::read_from_prefix(&block).ok().map(|(root, _)| (root, root_at)))
@@ -150,7 +223,7 @@ pub(super) async fn read(flow: &Flow, place: &LanePlace) -> Result<(Option<Check
     }
     roots.sort_by_key(|(root, _)| std::cmp::Reverse(root.prefix.sequence.get()));
     for (root, root_at) in roots {
-        match read_body(flow, place, &root, root_at).await? {
+        match read_body(flow, home, &root, root_at).await? {
             Some(checkpoint) => return Ok((Some(checkpoint), damaged)),
             None => damaged += 1,
         }
@@ -160,11 +233,11 @@ pub(super) async fn read(flow: &Flow, place: &LanePlace) -> Result<(Option<Check
 
 async fn read_body(
     flow: &Flow,
-    place: &LanePlace,
+    home: &Home,
     root: &CheckpointRoot,
     root_at: DiskBlock,
 ) -> Result<Option<Checkpoint>, DiskError> {
-    let room = u64::from(place.layout.checkpoint_blocks - 1) * (BLOCK_BYTES / META_OP_BYTES) as u64;
+    let room = u64::from(home.layout.checkpoint_blocks - 1) * (BLOCK_BYTES / META_OP_BYTES) as u64;
     let Some(count) = usize::try_from(root.ops.get()).ok().filter(|_| root.ops.get() <= room) else {
         return Ok(None);
     };
@@ -173,7 +246,7 @@ async fn read_body(
     while body.len() < count * META_OP_BYTES {
         let left = count * META_OP_BYTES - body.len();
         let blocks = left.min(CHUNK_BYTES).div_ceil(BLOCK_BYTES);
-        let buf = flow.read(place.log.at, DiskBlock(next), count32(blocks)).await?;
+        let buf = flow.read(home.at, DiskBlock(next), count32(blocks)).await?;
         body.extend_from_slice(buf.get(..left.min(buf.len())).unwrap_or_default());
         next += blocks as u64;
     }

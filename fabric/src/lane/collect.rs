@@ -110,14 +110,26 @@ impl Lane {
             // What waits to be drained does not need what it replaces.
             return self.collect(false).await;
         }
+        let checkpoint = std::mem::take(&mut self.0.borrow_mut().want_checkpoint);
+        if checkpoint {
+            return self.checkpoint().await;
+        }
+        let repair = self.0.borrow_mut().repair_takes_turn();
+        if repair {
+            return self.repair_some().await;
+        }
         if self.0.borrow().wants_space_use() {
             return self.find_space_use().await;
         }
         if self.drain().await? {
             return Ok(());
         }
-        if !self.0.borrow().is_urgent() {
-            return self.encode_some().await;
+        let (urgent, paused) = {
+            let core = self.0.borrow();
+            (core.is_urgent(), core.is_paused())
+        };
+        if !urgent {
+            return if paused { Ok(()) } else { self.encode_some().await };
         }
         let frozen = {
             let mut core = self.0.borrow_mut();
@@ -262,6 +274,8 @@ impl super::Core {
             || zeroes
             || drain
             || encode
+            || (self.want_checkpoint && !self.full)
+            || self.repair_is_due()
             || (self.is_urgent() && !self.full)
     }
 }

@@ -371,7 +371,7 @@ impl Core {
         self.unrecorded.retain(|region| !is_recorded(region));
         for op in ops {
             if let Some(gone) = self.state.apply(op)? {
-                self.release(crate::id::EgroupId(op.id.get()), &gone);
+                self.release(crate::id::EgroupId(op.id.get()), gone);
             }
             let shard = ShardId(op.id.get());
             match op.kind() {

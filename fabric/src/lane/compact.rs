@@ -8,7 +8,7 @@ use super::collect::Marks;
 use super::drain::Drain;
 use super::{Core, Job, Lane, WorkError};
 use crate::codec::Codec;
-use crate::egroup::{Builder, ReadError, piece, read_piece};
+use crate::egroup::{Builder, ReadError};
 use crate::format::egroup::{ExtentEntry, KIND_DATA};
 use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, Generation};
 use crate::state::{Egroup, egroup_op};
@@ -90,11 +90,11 @@ impl Lane {
     }
 
     /// Makes generations that were written those that the index knows.
-    async fn switch(&self, drain: Drain) -> Result<(), WorkError> {
+    async fn switch(&self, mut drain: Drain) -> Result<(), WorkError> {
         if drain.written.is_empty() {
             return Ok(());
         }
-        self.flush(&drain).await?;
+        self.flush(&mut drain).await?;
         let turn = self.lock().await;
         let ops = drain.written.iter().map(|(id, egroup)| egroup_op(*id, egroup)).collect();
         self.commit(&turn, ops).await
@@ -170,7 +170,6 @@ impl Lane {
         what: &Transform<'_>,
     ) -> Result<(), WorkError> {
         let header = self.header(id, egroup).await?;
-        let at = self.0.borrow().at(egroup.disk);
         let mut builder = Builder::new(id);
         for number in 0..header.extents() {
             let Ok(extent) = u16::try_from(number).map(ExtentNo) else { break };
@@ -180,8 +179,7 @@ impl Lane {
                 continue;
             }
             let missing = ReadError::Missing { id, extent };
-            let whole = piece(egroup, &header, extent, 0, u64::from(entry.blocks)).ok_or(missing)?;
-            let bytes = read_piece(&self.1, id, &header, extent, &whole, at).await?;
+            let (whole, bytes) = self.extent(id, egroup, &header, extent, u64::from(entry.blocks)).await?;
             builder.reserve().await;
             let stored = whole.stored(&bytes).ok_or(missing)?;
             match whole.codec() {

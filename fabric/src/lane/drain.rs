@@ -6,17 +6,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use penstock_reactor::mem::Buf;
 use zerocopy::little_endian::U64;
 
 use super::table::{Cell, ZeroRange};
 use super::{Core, Lane, WorkError};
 use crate::codec::Codec;
-use crate::egroup::{Builder, Header, ReadError, piece, read_header, read_piece};
+use crate::egroup::{Builder, Header, Piece, ReadError, piece, read_header, read_piece};
 use crate::format::checkpoint::{MetaKind, MetaOp};
 use crate::format::egroup::{KIND_DATA, KIND_NODE};
 use crate::id::{BLOCK_BYTES, DiskNo, EgroupId, ExtentNo, Generation, Lsn, ShardId, VBlock};
 use crate::map::{Edit, Miss, NodeRef, Page, Root, Target};
-use crate::state::{Egroup, egroup_op, shard_op, snapshot_op};
+use crate::state::{Egroup, Place, egroup_op, shard_op, snapshot_op};
 
 /// Nodes of one egroup at most; the header part of so many extents leaves room for them.
 const NODES_PER_EGROUP: u16 = 1000;
@@ -147,16 +148,25 @@ impl Lane {
         self.flush(drain).await
     }
 
-    /// Makes durable what was written.
-    pub(super) async fn flush(&self, drain: &Drain) -> Result<(), WorkError> {
-        let disks: BTreeSet<DiskNo> = drain.written.iter().map(|(_, egroup)| egroup.disk).collect();
+    /// Makes durable what was written. What a disk does not keep is on another one only.
+    pub(super) async fn flush(&self, drain: &mut Drain) -> Result<(), WorkError> {
+        let disks: BTreeSet<DiskNo> =
+            drain.written.iter().flat_map(|(_, egroup)| egroup.places()).map(|place| place.disk).collect();
         for disk in disks {
             let at = self.0.borrow().at(disk);
             let flushed = self.1.flush(at).await;
-            if let Err(error) = flushed {
-                self.0.borrow_mut().log.fail(error.status);
-                return Err(error.into());
+            let Err(error) = flushed else { continue };
+            let mut core = self.0.borrow_mut();
+            for (_, egroup) in &mut drain.written {
+                let kept: Vec<Place> = egroup.places().filter(|place| place.disk != disk).collect();
+                let Some(kept) = egroup.with_places(&kept) else {
+                    core.log.fail(error.status);
+                    return Err(error.into());
+                };
+                *egroup = kept;
             }
+            core.suspect(disk);
+            core.repair.restart();
         }
         Ok(())
     }
@@ -260,30 +270,70 @@ impl Lane {
             let core = self.0.borrow();
             (core.owner, core.state.egroups.get(&node.egroup).copied().ok_or(missing)?)
         };
-        let at = self.0.borrow().at(egroup.disk);
         let _pin = self.pinned(node.egroup);
         let header = self.header(node.egroup, &egroup).await?;
-        let piece = piece(&egroup, &header, node.extent, 0, 1).ok_or(missing)?;
-        let bytes = read_piece(&self.1, node.egroup, &header, node.extent, &piece, at).await?;
+        let (_, bytes) = self.extent(node.egroup, &egroup, &header, node.extent, 1).await?;
         let damaged = |_| ReadError::Checksum { id: node.egroup, extent: node.extent };
         let page = Page::parse(&owner.node_identity(&node), node.crc, &bytes).map_err(damaged)?;
         self.0.borrow_mut().nodes.insert(node.key(), page.clone());
         Ok(page)
     }
 
-    /// The header part of an egroup, by way of the cache.
+    /// The header part of an egroup, by way of the cache, of a copy that is sound.
     pub(super) async fn header(&self, id: EgroupId, egroup: &Egroup) -> Result<Rc<Header>, ReadError> {
-        let (owner, at, cached) = {
+        let (owner, copies, cached) = {
             let core = self.0.borrow();
-            (core.owner, core.at(egroup.disk), core.cached_header(id, egroup.generation))
+            (core.owner, core.live(egroup), core.cached_header(id, egroup.generation))
         };
         if let Some(header) = cached {
             return Ok(header);
         }
         let _pin = self.pinned(id);
-        let header = Rc::new(read_header(&self.1, &owner, id, egroup, at).await?);
-        self.0.borrow_mut().headers.insert(id, (egroup.generation, Rc::clone(&header)));
-        Ok(header)
+        let (mut why, mut bad) = (ReadError::Missing { id, extent: ExtentNo(0) }, Vec::new());
+        for (place, at) in copies {
+            match read_header(&self.1, &owner, id, &egroup.seen_at(place), at).await {
+                Ok(header) => {
+                    let header = Rc::new(header);
+                    let mut core = self.0.borrow_mut();
+                    core.headers.insert(id, (egroup.generation, Rc::clone(&header)));
+                    bad.into_iter().for_each(|disk| core.note_bad(id, disk));
+                    return Ok(header);
+                }
+                Err(error) => {
+                    why = error;
+                    bad.push(place.disk);
+                }
+            }
+        }
+        Err(why)
+    }
+
+    /// The first `blocks` blocks of an extent, as they are stored, of a copy that is sound.
+    pub(super) async fn extent(
+        &self,
+        id: EgroupId,
+        egroup: &Egroup,
+        header: &Header,
+        extent: ExtentNo,
+        blocks: u64,
+    ) -> Result<(Piece, Buf), ReadError> {
+        let copies = self.0.borrow().live(egroup);
+        let (mut why, mut bad) = (ReadError::Missing { id, extent }, Vec::new());
+        for (place, at) in copies {
+            let Some(piece) = piece(&egroup.seen_at(place), header, extent, 0, blocks) else { break };
+            match read_piece(&self.1, id, header, extent, &piece, at).await {
+                Ok(bytes) => {
+                    let mut core = self.0.borrow_mut();
+                    bad.into_iter().for_each(|disk| core.note_bad(id, disk));
+                    return Ok((piece, bytes));
+                }
+                Err(error) => {
+                    why = error;
+                    bad.push(place.disk);
+                }
+            }
+        }
+        Err(why)
     }
 
     /// Gives the changed nodes of a map their places and puts them into egroups.
@@ -354,19 +404,26 @@ impl Lane {
         for_state: bool,
     ) -> Result<(), WorkError> {
         let (id, blocks) = (builder.id, builder.total_blocks());
-        let (disk, first, at, owner) = {
+        let (spots, copies, owner) = {
             let mut core = self.0.borrow_mut();
-            let (disk, first) = core.take_space(blocks as u64, for_state).ok_or(WorkError::NoSpace)?;
-            (disk, first, core.at(disk), core.owner)
+            let wanted = core.copies_now();
+            let spots = core.take_space(id, blocks as u64, for_state, wanted, &[]);
+            (spots.ok_or(WorkError::NoSpace)?, core.place.copies, core.owner)
         };
-        let written = builder.write(&self.1, &owner, generation, disk, at, first).await;
+        let written = builder.write(&self.1, &owner, generation, copies, &spots).await;
+        let mut core = self.0.borrow_mut();
         match written {
-            Ok(egroup) => {
+            Ok((egroup, failures)) => {
+                let on = |at: DiskNo| spots.iter().find(|spot| spot.at == at).map(|spot| spot.disk);
+                for disk in failures.iter().filter_map(|failure| on(failure.disk)) {
+                    core.suspect(disk);
+                    core.repair.restart();
+                }
                 drain.written.push((id, egroup));
                 Ok(())
             }
             Err(error) => {
-                self.0.borrow_mut().log.fail(error.status);
+                core.log.fail(error.status);
                 Err(error.into())
             }
         }
@@ -399,10 +456,6 @@ impl Drain {
 }
 
 impl Core {
-    pub(super) fn at(&self, disk: DiskNo) -> DiskNo {
-        self.disks.get(usize::from(disk.0)).map_or(disk, |disk| disk.at)
-    }
-
     /// Adds blocks to an egroup, encoded where the shard wants it and it pays.
     fn push_cells(&mut self, builder: &mut Builder, owner: (ShardId, VBlock), cells: &[(u64, Cell)]) {
         let arena = &self.tables.arena;
@@ -461,7 +514,7 @@ impl Core {
     /// Gives the space back of a drain that did not come to its end.
     pub(super) fn give_up(&mut self, drain: &Drain) {
         for (id, egroup) in &drain.written {
-            self.release(*id, egroup);
+            self.release(*id, egroup.space());
         }
     }
 
@@ -543,7 +596,7 @@ impl Core {
 
     /// Ops that a checkpoint has room for.
     pub(super) fn ops_max(&self) -> u64 {
-        let blocks = u64::from(self.place.layout.checkpoint_blocks) - 1;
+        let blocks = u64::from(self.place.checkpoint_blocks()) - 1;
         // Regions, shards and snapshots need some of it.
         blocks * 64 / 8 * 7
     }

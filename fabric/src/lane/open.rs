@@ -10,7 +10,7 @@ use penstock_reactor::hash::FixedMap;
 use super::checkpoint::Checkpoint;
 use super::commit::ops_of;
 use super::tables::Tables;
-use super::{Core, Lane, LaneOptions, LanePlace, checkpoint};
+use super::{Core, Home, Lane, LaneOptions, LanePlace, checkpoint};
 use crate::alloc::Free;
 use crate::cache::BlockCache;
 use crate::codec::{Codec, Coder};
@@ -18,8 +18,9 @@ use crate::egroup::{HEADERS_MIN, HeaderCache, Owner};
 use crate::flow::{DiskError, Flow};
 use crate::format::checkpoint::{MetaKind, MetaOp};
 use crate::format::log::{RECORD_CONTINUED, RECORD_MORE, RecordHeader, RecordKind};
+use crate::format::superblock::DiskState;
 use crate::id::{BLOCK_BYTES, DiskNo, EgroupId, LaneNo, Lsn, ShardId, index};
-use crate::log::{Log, LogEnd, ReplayError, replay};
+use crate::log::{Lacking, Log, LogEnd, ReplayError, mend, replay};
 use crate::map::{NODES_MIN, NodeCache};
 use crate::state::{State, StateError};
 
@@ -85,6 +86,8 @@ pub struct OpenReport {
     pub torn: bool,
     /// Checkpoint slots that were damaged.
     pub damaged_checkpoints: usize,
+    /// Batches and checkpoints that one of several homes had not, and has again.
+    pub mended: usize,
 }
 
 /// A state that is being rebuilt.
@@ -111,15 +114,17 @@ impl Lane {
         life: u64,
     ) -> Result<(Self, OpenReport), LaneError> {
         let lane = place.log.lane;
-        let (found, damaged_checkpoints) = checkpoint::read(flow, place).await?;
-        let Some(found) = found else {
+        let checkpoint::FoundCheckpoint { newest, damaged: damaged_checkpoints, lacking } =
+            checkpoint::read(flow, place).await?;
+        let Some(found) = newest else {
             return Err(LaneError::NoCheckpoint { lane, damaged: damaged_checkpoints });
         };
         let (recovery, end) = Recovery::run(flow, place, options, &found).await?;
+        mend_homes(flow, place, &end.lacking, &found, &lacking).await?;
         let Recovery { state, tables, records, shard_lsns, .. } = recovery;
         let free = free_space(place, &state)?;
-        let write_cache =
-            place.disks.get(usize::from(place.log.disk_no.0)).is_none_or(|disk| disk.write_cache);
+        let write_cache = place.has_write_cache();
+        let mended = end.lacking.len() + lacking.len();
         let torn = end.torn;
         let log =
             Log::open(place.log, end.position, found.replay_from.segment, life, write_cache, end.begins);
@@ -133,7 +138,6 @@ impl Lane {
             state,
             free,
             unrecorded: Vec::new(),
-            next_disk: 0,
             tables,
             nodes: NodeCache::new(options.nodes.max(NODES_MIN)),
             headers: HeaderCache::new(options.headers.max(HEADERS_MIN)),
@@ -151,6 +155,9 @@ impl Lane {
             committing: false,
             full: false,
             checkpoint: found.number,
+            replay_batch: found.replay_from.batch,
+            repair: super::repair::Repair::default(),
+            want_checkpoint: false,
             shard_lsns,
             checksum_errors: 0,
             want_collect: false,
@@ -173,7 +180,8 @@ impl Lane {
             checkpointed: found.state_lsn,
         };
         let lane = Self(Rc::new(RefCell::new(core)), flow.clone());
-        Ok((lane, OpenReport { records, torn, damaged_checkpoints }))
+        lane.0.borrow_mut().repair.restart();
+        Ok((lane, OpenReport { records, torn, damaged_checkpoints, mended }))
     }
 }
 
@@ -324,11 +332,31 @@ impl Recovery {
     }
 }
 
+/// Gives homes the batches and the checkpoint that they lack: from here on any of them alone would do again.
+async fn mend_homes(
+    flow: &Flow,
+    place: &LanePlace,
+    batches: &[Lacking],
+    checkpoint: &Checkpoint,
+    homes: &[Home],
+) -> Result<(), DiskError> {
+    mend(flow, batches).await?;
+    for home in homes {
+        checkpoint::write_home(flow, place, home, checkpoint).await?;
+    }
+    Ok(())
+}
+
 /// What the lane's egroups leave of its regions.
 fn free_space(place: &LanePlace, state: &State) -> Result<Vec<Free>, LaneError> {
     let lane = place.log.lane;
     let mut free = vec![Free::default(); place.disks.len()];
+    let state_of = |disk: DiskNo| place.disks.get(usize::from(disk.0)).map(|disk| disk.state);
     for (disk, region) in &state.regions {
+        // Of a disk that is not there nothing is to be had.
+        if state_of(*disk) == Some(DiskState::Out) {
+            continue;
+        }
         let wrong = LaneError::Region { lane, disk: *disk, region: *region };
         let Some(owner) = place.disks.get(usize::from(disk.0)) else { return Err(wrong) };
         if !owner.regions.claim(*region, lane) {
@@ -339,10 +367,18 @@ fn free_space(place: &LanePlace, state: &State) -> Result<Vec<Free>, LaneError> 
             free.give(first, blocks);
         }
     }
-    for (egroup, at) in &state.egroups {
-        let free = free.get_mut(usize::from(at.disk.0));
-        if !free.is_some_and(|free| free.take_at(at.first, u64::from(at.blocks))) {
-            return Err(LaneError::Space { lane, egroup: *egroup });
+    for (id, egroup) in &state.egroups {
+        for copy in egroup.places().filter(|copy| state_of(copy.disk) != Some(DiskState::Out)) {
+            let free = free.get_mut(usize::from(copy.disk.0));
+            if !free.is_some_and(|free| free.take_at(copy.first, u64::from(egroup.blocks))) {
+                return Err(LaneError::Space { lane, egroup: *id });
+            }
+        }
+    }
+    // On one that leaves nothing new is put.
+    for (free, disk) in free.iter_mut().zip(&place.disks) {
+        if disk.state != DiskState::In {
+            *free = Free::default();
         }
     }
     Ok(free)

@@ -21,7 +21,7 @@ use crate::codec::Codec;
 use crate::egroup::{Header, Piece, parse_header, piece, verify};
 use crate::flow::{DiskIo, Flow};
 use crate::format::egroup::EXTENT_BLOCKS_MAX;
-use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, Lsn, ShardId, VBlock, index};
+use crate::id::{BLOCK_BYTES, DiskNo, EgroupId, ExtentNo, Lsn, ShardId, VBlock, index};
 use crate::map::{Found, Miss, NodeRef, Page, Root, Target, lookup};
 use crate::state::Egroup;
 
@@ -37,7 +37,7 @@ enum Wait {
     Turn,
     /// A node of the map.
     Node { node: NodeRef, header: Rc<Header>, piece: Piece },
-    /// The header part of an egroup, which was there when it was asked for.
+    /// The header part of an egroup, of a copy that was there when it was asked for.
     Header(EgroupId, Egroup),
     /// Blocks.
     Data { id: EgroupId, extent: ExtentNo, header: Rc<Header>, piece: Piece },
@@ -56,6 +56,10 @@ pub(super) struct Read {
     /// The newest record that it saw.
     seen: Lsn,
     wait: Wait,
+    /// The egroup and the disk of the copy that is being read.
+    from: (EgroupId, DiskNo),
+    /// Copies of that egroup that were tried and are bad.
+    bad: [Option<DiskNo>; 2],
 }
 
 enum Cached {
@@ -91,7 +95,9 @@ impl Core {
         io: Box<Io>,
     ) -> Result<(), Box<Io>> {
         let Some(slot) = self.free_reads.pop() else { return Err(io) };
-        let read = Read { io, shard, snapshot, done: 0, seen: Lsn(0), wait: Wait::Turn };
+        let from = (EgroupId::NONE, DiskNo(0));
+        let read =
+            Read { io, shard, snapshot, done: 0, seen: Lsn(0), wait: Wait::Turn, from, bad: [None; 2] };
         self.advance(slot, read);
         Ok(())
     }
@@ -116,14 +122,44 @@ impl Core {
         self.read_ios.push(io.io);
         let outcome = match (status, buf) {
             (IoStatus::Success, Some(buf)) => self.take_in(&mut read, buf),
-            _ => {
+            (status, _) => {
                 self.unpin_wait(&read.wait);
+                if status == IoStatus::Gone {
+                    self.suspect(read.from.1);
+                }
                 Err(IoStatus::ReadError)
             }
         };
         match outcome {
-            Ok(()) => self.advance(slot, read),
+            Ok(()) => {
+                self.count_bad(&mut read);
+                self.advance(slot, read);
+            }
+            Err(status) if self.has_another(&mut read) => {
+                debug_assert_ne!(status, IoStatus::Success);
+                read.wait = Wait::Turn;
+                self.advance(slot, read);
+            }
             Err(status) => self.end_read(slot, read, status),
+        }
+    }
+
+    /// Remembers that the copy that was read is bad; whether there is one that is not known to be.
+    fn has_another(&mut self, read: &mut Read) -> bool {
+        let (id, disk) = read.from;
+        if let Some(room) = read.bad.iter_mut().find(|place| place.is_none()) {
+            *room = Some(disk);
+        }
+        let egroup = self.state.egroups.get(&id);
+        egroup.is_some_and(|egroup| {
+            egroup.places().any(|place| self.is_there(place.disk) && !read.bad.contains(&Some(place.disk)))
+        })
+    }
+
+    /// Something could be read: what could not before is a copy to be mended.
+    fn count_bad(&mut self, read: &mut Read) {
+        for disk in std::mem::take(&mut read.bad).into_iter().flatten() {
+            self.note_bad(read.from.0, disk);
         }
     }
 
@@ -237,7 +273,7 @@ impl Core {
                 Tabled::Nothing => (lookup(&self.nodes, root, block), false),
             };
             match found {
-                Err(Miss(node)) => return self.fetch_node(slot, node),
+                Err(Miss(node)) => return self.fetch_node(slot, read, node),
                 Ok(Found::Hole { blocks }) => {
                     let blocks = self.not_in_tables(read, blocks.max(1));
                     for _ in 0..blocks {
@@ -251,7 +287,7 @@ impl Core {
                     match self.copy_from_cache(read, (egroup, extent, first), blocks) {
                         Cached::Copied => {}
                         Cached::Missing(blocks) => {
-                            return self.fetch_data(slot, egroup, extent, first, blocks);
+                            return self.fetch_data(slot, read, (egroup, extent), first, blocks);
                         }
                     }
                 }
@@ -341,52 +377,86 @@ impl Core {
         found.unwrap_or(blocks)
     }
 
-    fn fetch_node(&mut self, slot: u32, node: NodeRef) -> Next {
-        let Some(egroup) = self.state.egroups.get(&node.egroup).copied() else {
-            return Next::Failed(IoStatus::Internal);
+    /// The copy of an egroup to read from: of those that are not known to be bad, in turn.
+    fn copy_of(&self, slot: u32, read: &Read, id: EgroupId) -> Option<(Egroup, Egroup)> {
+        let egroup = self.state.egroups.get(&id)?;
+        let bad = if read.from.0 == id { read.bad } else { [None; 2] };
+        let mut sound = egroup
+            .places()
+            .filter(|place| self.is_there(place.disk) && !bad.contains(&Some(place.disk)))
+            .map(|place| egroup.seen_at(place));
+        let first = sound.next()?;
+        let copy = sound.next().filter(|_| slot % 2 == 1).unwrap_or(first);
+        Some((*egroup, copy))
+    }
+
+    fn fetch_node(&mut self, slot: u32, read: &mut Read, node: NodeRef) -> Next {
+        let Some((egroup, copy)) = self.copy_of(slot, read, node.egroup) else {
+            return self.no_copy(node.egroup);
         };
         let Some(header) = self.cached_header(node.egroup, egroup.generation) else {
-            return self.fetch_header(slot, node.egroup);
+            return self.fetch_header(slot, read, node.egroup);
         };
-        let Some(piece) = piece(&egroup, &header, node.extent, 0, 1) else {
+        let Some(piece) = piece(&copy, &header, node.extent, 0, 1) else {
             return Next::Failed(IoStatus::Internal);
         };
         let wait = Wait::Node { node, header, piece };
-        self.fetch(slot, node.egroup, piece.at.0, 1, wait)
+        self.fetch(slot, read, (node.egroup, copy.disk), (piece.at.0, 1), wait)
     }
 
-    fn fetch_header(&mut self, slot: u32, id: EgroupId) -> Next {
-        let Some(egroup) = self.state.egroups.get(&id).copied() else {
-            return Next::Failed(IoStatus::Internal);
+    fn fetch_header(&mut self, slot: u32, read: &mut Read, id: EgroupId) -> Next {
+        let Some((_, copy)) = self.copy_of(slot, read, id) else {
+            return self.no_copy(id);
         };
-        self.fetch(slot, id, egroup.first.0, egroup.header_blocks, Wait::Header(id, egroup))
+        let what = (copy.first.0, copy.header_blocks);
+        self.fetch(slot, read, (id, copy.disk), what, Wait::Header(id, copy))
     }
 
-    fn fetch_data(&mut self, slot: u32, id: EgroupId, extent: ExtentNo, first: u8, blocks: u64) -> Next {
+    fn fetch_data(
+        &mut self,
+        slot: u32,
+        read: &mut Read,
+        (id, extent): (EgroupId, ExtentNo),
+        first: u8,
+        blocks: u64,
+    ) -> Next {
         debug_assert!(blocks <= EXTENT_BLOCKS_MAX as u64);
-        let Some(egroup) = self.state.egroups.get(&id).copied() else {
-            return Next::Failed(IoStatus::Internal);
+        let Some((egroup, copy)) = self.copy_of(slot, read, id) else {
+            return self.no_copy(id);
         };
         let Some(header) = self.cached_header(id, egroup.generation) else {
-            return self.fetch_header(slot, id);
+            return self.fetch_header(slot, read, id);
         };
-        let piece = piece(&egroup, &header, extent, first, blocks);
+        let piece = piece(&copy, &header, extent, first, blocks);
         let Some(piece) = piece else { return Next::Failed(IoStatus::Internal) };
-        self.fetch(slot, id, piece.at.0, piece.disk_blocks, Wait::Data { id, extent, header, piece })
+        let what = (piece.at.0, piece.disk_blocks);
+        self.fetch(slot, read, (id, copy.disk), what, Wait::Data { id, extent, header, piece })
     }
 
-    fn fetch(&mut self, slot: u32, id: EgroupId, first: u64, blocks: u32, wait: Wait) -> Next {
-        let Some(disk) =
-            self.state.egroups.get(&id).and_then(|egroup| self.disks.get(usize::from(egroup.disk.0)))
-        else {
-            return Next::Failed(IoStatus::Internal);
-        };
+    /// What a read of an egroup gets of which no copy is there.
+    fn no_copy(&self, id: EgroupId) -> Next {
+        let known = self.state.egroups.contains_key(&id);
+        Next::Failed(if known { IoStatus::ReadError } else { IoStatus::Internal })
+    }
+
+    fn fetch(
+        &mut self,
+        slot: u32,
+        read: &mut Read,
+        from: (EgroupId, DiskNo),
+        (first, blocks): (u64, u32),
+        wait: Wait,
+    ) -> Next {
         let Some(buf) = Buf::alloc(index(blocks) * BLOCK_BYTES) else { return Next::Wait(Wait::Turn) };
+        if read.from.0 != from.0 {
+            read.bad = [None; 2];
+        }
+        read.from = from;
         let mut io = self.read_ios.pop().unwrap_or_else(Io::boxed);
         io.set(READ_TAG | u64::from(slot), Op::Read, IoFlags::NONE, Lba(first), blocks);
         io.data.push(buf);
-        Flow::push(&self.flow, DiskIo { disk: disk.at, io });
-        self.pin(id);
+        Flow::push(&self.flow, DiskIo { disk: self.at(from.1), io });
+        self.pin(from.0);
         Next::Wait(wait)
     }
 }

@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use super::check::{Reader, Walk, live_of};
 use super::checkpoint::Checkpoint;
 use super::{LanePlace, WorkError};
-use crate::egroup::Builder;
+use crate::egroup::{Builder, Spot};
 use crate::flow::{DiskError, Flow};
 use crate::format::checkpoint::{MetaKind, MetaOp};
 use crate::format::egroup::{EGROUP_HEADER_BLOCKS_MAX, EgroupHeader, HeaderPart, KIND_DATA, KIND_NODE};
 use crate::format::log::{BatchHeader, HEADER_BLOCKS_MAX, RecordHeader, RecordKind};
+use crate::format::superblock::DiskState;
 use crate::format::{Magic, Prefix, take};
 use crate::fsck::{Finding, Findings};
 use crate::id::{
@@ -150,6 +151,9 @@ async fn log_or_cut(flow: &Flow, place: &LanePlace, findings: &mut Findings) -> 
 async fn scan(flow: &Flow, place: &LanePlace) -> Result<Scan, DiskError> {
     let mut scan = Scan::default();
     for (number, disk) in (0_u16..).map(DiskNo).zip(&place.disks) {
+        if disk.state == DiskState::Out {
+            continue;
+        }
         for region in 0..count32(disk.regions.len()) {
             if disk.regions.owner(region).is_some_and(|owner| owner != place.log.lane) {
                 continue;
@@ -172,10 +176,9 @@ async fn scan(flow: &Flow, place: &LanePlace) -> Result<Scan, DiskError> {
         }
     }
     // Whose is what, of the newest generations.
-    let owner = Reader::new(flow, place).owner();
+    let mut reader = Reader::new(flow, place);
     for (id, egroup) in &scan.egroups {
-        let at = place.disks.get(usize::from(egroup.disk.0)).map_or(egroup.disk, |disk| disk.at);
-        let Ok(header) = crate::egroup::read_header(flow, &owner, *id, egroup, at).await else { continue };
+        let Ok(header) = reader.header(*id, egroup).await else { continue };
         for extent in (0..header.extents()).filter_map(|extent| u16::try_from(extent).ok().map(ExtentNo)) {
             let Some(entry) = header.extent(extent).filter(|entry| entry.blocks > 0) else { continue };
             let (shard, block) = entry.owner();
@@ -222,10 +225,19 @@ async fn take_header(
         header_crc: part.header_crc(),
         decoded,
         live: u64::from(decoded),
+        second: None,
+        copies: place.copies,
     };
-    let newer = scan.egroups.get(&id).is_none_or(|known| known.generation < generation);
-    if newer && egroup.blocks <= room {
-        scan.egroups.insert(id, egroup);
+    if egroup.blocks > room {
+        return Ok(());
+    }
+    match scan.egroups.get_mut(&id) {
+        // Another copy of the same.
+        Some(known) if known.generation == generation && known.disk != disk => {
+            known.second = egroup.places().next();
+        }
+        Some(known) if known.generation >= generation => {}
+        _ => drop(scan.egroups.insert(id, egroup)),
     }
     Ok(())
 }
@@ -331,24 +343,44 @@ async fn write_builder(
 ) -> Result<(), WorkError> {
     let (id, blocks) = (builder.id, builder.total_blocks() as u64);
     let owner = Reader::new(flow, place).owner();
-    let (disk, first) = room_for(place, state, blocks).ok_or(WorkError::NoSpace)?;
-    let at = place.disks.get(usize::from(disk.0)).map_or(disk, |disk| disk.at);
-    let egroup = builder.write(flow, &owner, Generation(1), disk, at, first).await?;
-    flow.flush(at).await?;
+    let mut spots: Vec<Spot> = Vec::new();
+    for _ in 0..place.copies {
+        let besides: Vec<DiskNo> = spots.iter().map(|spot| spot.disk).collect();
+        let Some((disk, first)) = room_for(place, state, blocks, &besides) else { break };
+        let at = place.disks.get(usize::from(disk.0)).map_or(disk, |disk| disk.at);
+        spots.push(Spot { disk, at, first });
+    }
+    if spots.is_empty() {
+        return Err(WorkError::NoSpace);
+    }
+    let (egroup, _) = builder.write(flow, &owner, Generation(1), place.copies, &spots).await?;
+    for spot in &spots {
+        flow.flush(spot.at).await?;
+    }
     state.egroups.insert(id, egroup);
     Ok(())
 }
 
 /// Blocks next to each other that no egroup has, in regions that are the lane's or nobody's.
-fn room_for(place: &LanePlace, state: &State, blocks: u64) -> Option<(DiskNo, DiskBlock)> {
-    for (number, disk) in (0_u16..).map(DiskNo).zip(&place.disks) {
+fn room_for(
+    place: &LanePlace,
+    state: &State,
+    blocks: u64,
+    besides: &[DiskNo],
+) -> Option<(DiskNo, DiskBlock)> {
+    let disks = (0_u16..).map(DiskNo).zip(&place.disks);
+    for (number, disk) in
+        disks.filter(|(number, disk)| disk.state == DiskState::In && !besides.contains(number))
+    {
         for region in 0..count32(disk.regions.len()) {
             if disk.regions.owner(region).is_some_and(|owner| owner != place.log.lane) {
                 continue;
             }
             let (first, len) = disk.regions.blocks(region);
-            let of_disk = state.egroups.values().filter(|egroup| egroup.disk == number);
-            let spaces = of_disk.map(|egroup| (egroup.first.0, egroup.first.0 + u64::from(egroup.blocks)));
+            let spaces = state.egroups.values().flat_map(|egroup| {
+                let of_disk = egroup.places().filter(|place| place.disk == number);
+                of_disk.map(|place| (place.first.0, place.first.0 + u64::from(egroup.blocks)))
+            });
             let overlaps = |(begin, end): &(u64, u64)| *begin < first.0 + len && *end > first.0;
             let mut taken: Vec<(u64, u64)> = spaces.filter(overlaps).collect();
             taken.sort_unstable();
@@ -368,14 +400,16 @@ fn room_for(place: &LanePlace, state: &State, blocks: u64) -> Option<(DiskNo, Di
 /// The regions that the lane's egroups are in.
 fn regions_of(place: &LanePlace, state: &State) -> std::collections::BTreeSet<(DiskNo, u32)> {
     let mut regions = std::collections::BTreeSet::new();
-    for egroup in state.egroups.values() {
-        let Some(disk) = place.disks.get(usize::from(egroup.disk.0)) else { continue };
+    for (egroup, copy) in
+        state.egroups.values().flat_map(|egroup| egroup.places().map(move |copy| (egroup, copy)))
+    {
+        let Some(disk) = place.disks.get(usize::from(copy.disk.0)) else { continue };
         let overlaps = |region: &u32| {
             let (first, blocks) = disk.regions.blocks(*region);
-            egroup.first.0 < first.0 + blocks && egroup.first.0 + u64::from(egroup.blocks) > first.0
+            copy.first.0 < first.0 + blocks && copy.first.0 + u64::from(egroup.blocks) > first.0
         };
         let found = (0..count32(disk.regions.len())).filter(overlaps);
-        regions.extend(found.map(|region| (egroup.disk, region)));
+        regions.extend(found.map(|region| (copy.disk, region)));
     }
     regions
 }
@@ -429,10 +463,12 @@ async fn newest_run(flow: &Flow, place: &LanePlace) -> Result<Vec<(BatchHeader, 
                 log.first.0 + u64::from(segment) * u64::from(log.segment_blocks) + u64::from(block),
             );
             let room = (log.segment_blocks - block).min(count32(HEADER_BLOCKS_MAX));
-            let bytes = flow.read(log.at, at, room).await?;
-            let Ok(header) = BatchHeader::parse(&bytes) else { continue };
-            if header.prefix.is_at(&log.identity(Magic::BATCH, at, 0)).is_ok() {
-                batches.insert(header.prefix.sequence.get(), (header, block));
+            for home in log.homes.iter() {
+                let bytes = flow.read(home, at, room).await?;
+                let Ok(header) = BatchHeader::parse(&bytes) else { continue };
+                if header.prefix.is_at(&log.identity(Magic::BATCH, at, 0)).is_ok() {
+                    batches.insert(header.prefix.sequence.get(), (header, block));
+                }
             }
         }
     }
@@ -525,16 +561,21 @@ async fn find_log(flow: &Flow, place: &LanePlace) -> Result<Result<LogFound, Bat
 /// Cuts a log off before a batch: that one and all later ones are no batches any more.
 pub(crate) async fn cut_log(flow: &Flow, place: &LanePlace, batch: BatchNo) -> Result<(), DiskError> {
     let log = &place.log;
-    for block in 0..u64::from(log.segments) * u64::from(log.segment_blocks) {
-        let at = DiskBlock(log.first.0 + block);
-        let mut bytes = flow.read(log.at, at, 1).await?;
-        let later = take::<Prefix>(&bytes, 0).is_ok_and(|prefix| {
-            prefix.magic == Magic::BATCH.0 && prefix.sequence.get() >= batch.0 && prefix.address.get() == at.0
-        });
-        if later {
-            bytes.fill(0);
-            flow.write(log.at, at, bytes).await?;
+    for home in log.homes.iter() {
+        for block in 0..u64::from(log.segments) * u64::from(log.segment_blocks) {
+            let at = DiskBlock(log.first.0 + block);
+            let mut bytes = flow.read(home, at, 1).await?;
+            let later = take::<Prefix>(&bytes, 0).is_ok_and(|prefix| {
+                prefix.magic == Magic::BATCH.0
+                    && prefix.sequence.get() >= batch.0
+                    && prefix.address.get() == at.0
+            });
+            if later {
+                bytes.fill(0);
+                flow.write(home, at, bytes).await?;
+            }
         }
+        flow.flush(home).await?;
     }
-    flow.flush(log.at).await
+    Ok(())
 }

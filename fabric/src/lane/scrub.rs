@@ -7,7 +7,7 @@ use penstock_reactor::Tick;
 use super::{Core, Lane, WorkError};
 use crate::codec::Codec;
 use crate::egroup::{ReadError, piece, read_header, verify};
-use crate::id::{BLOCK_BYTES, EgroupId, ExtentNo, index};
+use crate::id::{BLOCK_BYTES, DiskNo, EgroupId, ExtentNo, index};
 use crate::state::Egroup;
 
 /// Seconds of its rate that a scrub may make up for at once, in nanoseconds.
@@ -53,13 +53,14 @@ impl Lane {
             core.wake();
         }
         core.tick_budget(now);
+        core.tick_repair(now);
     }
 
     /// Whether something waits for time to pass.
     #[must_use]
     pub fn wants_tick(&self) -> bool {
         let core = self.0.borrow();
-        (core.scrub.starved && core.scrub.progress.rate > 0) || core.budget_waits()
+        (core.scrub.starved && core.scrub.progress.rate > 0) || core.budget_waits() || core.repair_starves()
     }
 
     /// Changes how fast [`Self::scrub`] goes, in blocks of 4 KiB per second; 0 lets it pause.
@@ -106,10 +107,20 @@ impl Lane {
     async fn scrub_egroup(&self, id: EgroupId, egroup: &Egroup) -> Result<(), WorkError> {
         // Also where it is dropped or moved meanwhile: these blocks are its until the guard is gone.
         let _pin = self.pinned(id);
-        let (owner, at) = {
-            let core = self.0.borrow();
-            (core.owner, core.at(egroup.disk))
-        };
+        let copies = self.0.borrow().live(egroup);
+        for (place, at) in &copies {
+            let errors = self.0.borrow().scrub.progress.errors;
+            self.scrub_copy(id, &egroup.seen_at(*place), *at).await?;
+            let mut core = self.0.borrow_mut();
+            if core.scrub.progress.errors > errors && copies.len() > 1 {
+                core.note_bad(id, place.disk);
+            }
+        }
+        Ok(())
+    }
+
+    async fn scrub_copy(&self, id: EgroupId, egroup: &Egroup, at: DiskNo) -> Result<(), WorkError> {
+        let owner = self.0.borrow().owner;
         self.scrub_budget(egroup.header_blocks).await?;
         let header = match read_header(&self.1, &owner, id, egroup, at).await {
             Ok(header) => header,

@@ -1,10 +1,12 @@
 //! Writing: records into the open batch, the batch to the disk, completions into durability.
 
-use penstock_bdev::{IoFlags, IoStatus, Lba, Op};
+use penstock_bdev::{Io, IoFlags, IoStatus, Lba, Op};
 use penstock_reactor::mem::Buf;
 use zerocopy::little_endian::{U32, U64};
 
-use super::{BATCHES_IN_FLIGHT_MAX, InFlight, Log, LogPosition, RESERVE_SEGMENTS, Staging};
+use super::{
+    BATCHES_IN_FLIGHT_MAX, COPY_TAG, HOMES_MAX, InFlight, Log, LogPosition, RESERVE_SEGMENTS, Staging,
+};
 use crate::codec::Codec;
 use crate::flow::{DiskIo, Flow};
 use crate::format::log::{
@@ -12,7 +14,7 @@ use crate::format::log::{
     SegmentHeader, header_blocks,
 };
 use crate::format::{Magic, Prefix, put, seal, take};
-use crate::id::{BLOCK_BYTES, BatchNo, DiskBlock, Lsn, SegmentNo, ShardId, VBlock, count32, index};
+use crate::id::{BLOCK_BYTES, BatchNo, DiskBlock, DiskNo, Lsn, SegmentNo, ShardId, VBlock, count32, index};
 
 /// What a record says, but for its payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,9 @@ pub enum AppendError {
     /// A write failed; the log must be opened again.
     Failed(IoStatus),
 }
+
+/// Room for a batch for homes but the first: headers and payload.
+type Copies = [Option<(DiskNo, Buf, Option<Buf>)>; HOMES_MAX - 1];
 
 impl Log {
     /// Appends a record; `fill` writes its payload of `payload_bytes` bytes. It goes to the disk with the next
@@ -109,38 +114,84 @@ impl Log {
         if self.failed.is_some() || self.in_flight.len() == BATCHES_IN_FLIGHT_MAX {
             return;
         }
-        if let Some(open) = self.open.take() {
-            self.send(open, flow);
+        let Some(open) = self.open.take() else { return };
+        // Without buffers for the copies, or a home that works, it waits.
+        match self.copies(&open) {
+            Some(copies) => self.send(open, copies, flow),
+            None => self.open = Some(open),
         }
     }
 
-    /// Takes back a batch that the disk has written, or has not.
+    /// Buffers for what homes but the first get of a batch: headers and payload.
+    fn copies(&self, open: &Staging) -> Option<Copies> {
+        // With a home that is waited for as the last one, nothing goes on.
+        self.targets().next()?;
+        let mut copies = Copies::default();
+        for (room, at) in copies.iter_mut().zip(self.targets().skip(1)) {
+            let headers = Buf::alloc((1 + header_blocks(open.records.len())) * BLOCK_BYTES)?;
+            let payload = match open.payload_bytes.div_ceil(BLOCK_BYTES) {
+                0 => None,
+                blocks => Some(Buf::alloc(blocks * BLOCK_BYTES)?),
+            };
+            *room = Some((at, headers, payload));
+        }
+        Some(copies)
+    }
+
+    /// Homes that batches are sent to.
+    fn targets(&self) -> impl Iterator<Item = DiskNo> + use<> {
+        let suspects = self.suspects;
+        self.place.homes.iter().filter(move |at| !suspects.contains(*at))
+    }
+
+    /// Takes back a batch that a disk has written, or has not.
     ///
     /// # Panics
     /// When it is none of this log's.
     pub fn complete(&mut self, mut io: DiskIo) {
-        let batch = BatchNo(io.io.tag);
+        let (batch, is_copy) = (BatchNo(io.io.tag & !COPY_TAG), io.io.tag & COPY_TAG != 0);
         let found = self.in_flight.iter_mut().find(|in_flight| in_flight.batch == batch);
-        let Some(found) = found else { panic!("batch {} came back and is not under way", batch.0) };
-        assert!(!found.done, "batch {} came back twice", batch.0);
-        found.done = true;
-        let mut records = std::mem::take(&mut found.records);
-        records.clear();
-        if io.io.status != IoStatus::Success {
-            self.failed.get_or_insert(io.io.status);
+        if let Some(found) = found.filter(|found| found.waiting.contains(io.disk)) {
+            found.waiting.remove(io.disk);
+            if io.io.status != IoStatus::Success {
+                found.failed.add(io.disk);
+            }
+        } else {
+            // Of a disk that was given up meanwhile.
+            assert!(
+                !self.place.homes.contains(io.disk),
+                "batch {} came back and is not under way, or twice",
+                batch.0
+            );
         }
-        if let (Some(headers), Some(payload)) = (io.io.data.pop_front(), self.take_payload(&mut io)) {
+        let is_home = self.place.homes.contains(io.disk);
+        if io.io.status != IoStatus::Success && is_home {
+            if self.targets().any(|at| at != io.disk) {
+                self.suspects.add(io.disk);
+            } else {
+                self.failed.get_or_insert(io.io.status);
+            }
+        }
+        if is_copy {
+            io.io.data.clear();
+        } else if let (Some(headers), Some(payload)) = (io.io.data.pop_front(), self.take_payload(&mut io)) {
+            let records = self.lists.pop().unwrap_or_default();
             self.spare.push(Staging { headers, payload, payload_bytes: 0, records });
         }
         self.ios.push(io.io);
+        self.retire();
+    }
+
+    /// Counts as durable what every home has.
+    pub(super) fn retire(&mut self) {
         // What comes after a failed write is not there, whatever the disk says of it.
-        while self.failed.is_none() && self.in_flight.front().is_some_and(|first| first.done) {
+        while self.failed.is_none() && self.in_flight.front().is_some_and(InFlight::is_durable) {
             if let Some(first) = self.in_flight.pop_front() {
                 self.durable = first.after;
             }
         }
         if self.failed.is_some() {
-            self.in_flight.retain(|in_flight| !in_flight.done);
+            self.in_flight.retain(|in_flight| in_flight.waiting.count() > 0);
         }
     }
 
@@ -159,7 +210,8 @@ impl Log {
         free.then_some((segment, if fits { block } else { 1 }))
     }
 
-    fn send(&mut self, mut open: Staging, flow: &Flow) {
+    fn send(&mut self, mut open: Staging, copies: Copies, flow: &Flow) {
+        let Some(first_home) = self.targets().next() else { panic!("a log without a home has not failed") };
         let header_blocks = header_blocks(open.records.len());
         let payload_blocks = open.payload_bytes.div_ceil(BLOCK_BYTES);
         let blocks = count32(header_blocks + payload_blocks);
@@ -183,24 +235,45 @@ impl Log {
         if let Some(padding) = open.payload.get_mut(open.payload_bytes..payload_blocks * BLOCK_BYTES) {
             padding.fill(0);
         }
-        let Some(mut io) = self.ios.pop() else { panic!("more batches under way than I/Os") };
-        let flags = if self.write_cache { IoFlags::FUA } else { IoFlags::NONE };
-        let from = first.0 - u64::from(begins);
-        let batch = self.next.batch;
-        io.set(batch.0, Op::Write, flags, Lba(from), blocks + u32::from(begins));
-        io.data.push(open.headers);
         if payload_blocks > 0 {
             open.payload.set_len(payload_blocks * BLOCK_BYTES);
+        }
+        let batch = self.next.batch;
+        let (from, count) = (first.0 - u64::from(begins), blocks + u32::from(begins));
+        let payload = open.payload.get(..payload_blocks * BLOCK_BYTES).unwrap_or_default();
+        for (at, mut headers, room) in copies.into_iter().flatten() {
+            headers.set_len(open.headers.len());
+            headers.copy_from_slice(&open.headers);
+            let mut io = self.batch_io(batch.0 | COPY_TAG, from, count);
+            io.data.push(headers);
+            if let Some(mut room) = room {
+                room.copy_from_slice(payload);
+                io.data.push(room);
+            }
+            flow.push(DiskIo { disk: at, io });
+        }
+        let mut io = self.batch_io(batch.0, from, count);
+        io.data.push(open.headers);
+        if payload_blocks > 0 {
             io.data.push(open.payload);
         } else {
             self.kept.push(open.payload);
         }
         let lsn = Lsn(self.next.lsn.0 + u64::from(count32(open.records.len())));
+        open.records.clear();
+        self.lists.push(open.records);
         self.next =
             LogPosition { segment, block: block + blocks, batch: BatchNo(batch.0 + 1), lsn, chain: crc };
-        let in_flight = InFlight { batch, after: self.next, records: open.records, done: false };
-        self.in_flight.push_back(in_flight);
-        flow.push(DiskIo { disk: self.place.at, io });
+        let waiting = self.targets().collect();
+        self.in_flight.push_back(InFlight { batch, after: self.next, waiting, failed: self.suspects });
+        flow.push(DiskIo { disk: first_home, io });
+    }
+
+    fn batch_io(&mut self, tag: u64, from: u64, blocks: u32) -> Box<Io> {
+        let Some(mut io) = self.ios.pop() else { panic!("more batches under way than I/Os") };
+        let flags = if self.write_cache { IoFlags::FUA } else { IoFlags::NONE };
+        io.set(tag, Op::Write, flags, Lba(from), blocks);
+        io
     }
 
     fn write_headers(&self, open: &mut Staging, lead: usize, first: DiskBlock, segment: SegmentNo) -> u32 {

@@ -4,6 +4,8 @@
 //! better: a later batch that says this one was durable, a checkpoint that includes what came behind it, or one that begins within a
 //! segment of which nothing is there. Then the log is damaged, which is reported and never passed over.
 
+use std::collections::BTreeSet;
+
 use penstock_reactor::mem::Buf;
 
 use super::{LogPlace, LogPosition};
@@ -12,7 +14,7 @@ use crate::format::log::{
     BATCH_HEADER_BYTES, BatchHeader, HEADER_BLOCKS_MAX, RECORD_BYTES, RecordHeader, SegmentHeader,
 };
 use crate::format::{FormatError, Magic, Prefix, take};
-use crate::id::{BLOCK_BYTES, BatchNo, DiskBlock, LaneNo, Lsn, SegmentNo, count32, index};
+use crate::id::{BLOCK_BYTES, BatchNo, DiskBlock, DiskNo, LaneNo, Lsn, SegmentNo, count32, index};
 
 /// Blocks that the search behind the end reads at once.
 const SEARCH_BLOCKS: u32 = 256;
@@ -63,6 +65,41 @@ pub struct LogEnd {
     pub position: LogPosition,
     /// Whether something was cut off there: remains of a batch that was never acknowledged.
     pub torn: bool,
+    /// What homes lack of it; [`mend`] gives it to them.
+    pub lacking: Vec<Lacking>,
+}
+
+/// A part of a log that one home has and another has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lacking {
+    /// Who has it …
+    pub from: DiskNo,
+    /// … and who has not, both by where they are plugged in.
+    pub to: DiskNo,
+    /// Where it is.
+    pub first: DiskBlock,
+    /// How much.
+    pub blocks: u32,
+}
+
+/// Gives homes what they lack; returns when that is durable.
+///
+/// # Errors
+/// What a disk says.
+pub async fn mend(flow: &Flow, lacking: &[Lacking]) -> Result<(), DiskError> {
+    for part in lacking {
+        let (mut at, end) = (part.first.0, part.first.0 + u64::from(part.blocks));
+        while at < end {
+            let count = u32::try_from(end - at).unwrap_or(u32::MAX).min(SEARCH_BLOCKS);
+            let buf = flow.read(part.from, DiskBlock(at), count).await?;
+            flow.write(part.to, DiskBlock(at), buf).await?;
+            at += u64::from(count);
+        }
+    }
+    for home in lacking.iter().map(|part| part.to).collect::<BTreeSet<DiskNo>>() {
+        flow.flush(home).await?;
+    }
+    Ok(())
 }
 
 /// Reads the log from `from` on and shows every record, in order. `at_least` is the first LSN that may be missing: all
@@ -79,8 +116,9 @@ pub async fn replay(
 ) -> Result<LogEnd, ReplayError> {
     let mut position = from;
     let mut begins = if from.block > 0 { vec![from] } else { Vec::new() };
+    let mut lacking = Vec::new();
     loop {
-        match next_batch(flow, place, position).await? {
+        match next_batch(flow, place, position, &mut lacking).await? {
             Ok((header, at, headers, payloads)) => {
                 let segment = SegmentNo(header.segment.get());
                 if begins.last().is_none_or(|begin| begin.segment != segment) {
@@ -94,7 +132,11 @@ pub async fn replay(
                 return Err(ReplayError::Format { lane: place.lane, source });
             }
             Err((source, at)) => {
-                let (known, torn) = search(flow, place, position.batch).await?;
+                let (mut known, mut torn) = (false, false);
+                for home in place.homes.iter() {
+                    let (home_knows, home_torn) = search(flow, place, home, position.batch).await?;
+                    (known, torn) = (known || home_knows, torn || home_torn);
+                }
                 let gone = position == from && is_gone(flow, place, from).await?;
                 if known || gone || position.lsn < at_least {
                     let (batch, lsn) = (position.batch, position.lsn);
@@ -102,7 +144,7 @@ pub async fn replay(
                 }
                 // What the ring had there before is no torn batch.
                 let remains = matches!(source, FormatError::Magic | FormatError::Stale);
-                return Ok(LogEnd { begins, position, torn: torn || !remains });
+                return Ok(LogEnd { begins, position, torn: torn || !remains, lacking });
             }
         }
     }
@@ -110,24 +152,24 @@ pub async fn replay(
 
 type Found = (BatchHeader, DiskBlock, Buf, Option<Buf>);
 
-/// The batch that continues the log at `position`: there, or at the beginning of the next segment.
+/// The batch that continues the log at `position`: there, or at the beginning of the next segment; of any home that has it whole.
 async fn next_batch(
     flow: &Flow,
     place: &LogPlace,
     position: LogPosition,
+    lacking: &mut Vec<Lacking>,
 ) -> Result<Result<Found, (FormatError, DiskBlock)>, DiskError> {
     let here = DiskBlock(place.segment_first(position.segment).0 + u64::from(position.block.max(1)));
     let mut why = FormatError::Magic;
     if position.block > 0 && position.block < place.segment_blocks {
-        match batch_at(flow, place, position, position.segment, position.block).await? {
+        match any_home(flow, place, position, (position.segment, position.block), lacking).await? {
             Ok(found) => return Ok(Ok(found)),
             Err(error) => why = error,
         }
     }
     let segment = SegmentNo(position.segment.0 + u64::from(position.block > 0));
-    match batch_at(flow, place, position, segment, 1).await? {
-        Ok(found) if begins_with(flow, place, segment, position.batch).await? => Ok(Ok(found)),
-        Ok(_) => Ok(Err((why, here))),
+    match any_home(flow, place, position, (segment, 1), lacking).await? {
+        Ok(found) => Ok(Ok(found)),
         Err(error) => Ok(Err((if why == FormatError::Magic { error } else { why }, here))),
     }
 }
@@ -139,33 +181,80 @@ async fn is_gone(flow: &Flow, place: &LogPlace, from: LogPosition) -> Result<boo
         return Ok(false);
     }
     let first = place.segment_first(from.segment);
-    let buf = flow.read(place.at, first, 1).await?;
-    Ok(Prefix::check(&place.identity(Magic::SEGMENT, first, from.segment.0), &buf).is_err())
+    for home in place.homes.iter() {
+        let there = match flow.read(home, first, 1).await {
+            Ok(buf) => Prefix::check(&place.identity(Magic::SEGMENT, first, from.segment.0), &buf).is_ok(),
+            // The other homes say what it would say.
+            Err(_) if place.homes.count() > 1 => false,
+            Err(error) => return Err(error),
+        };
+        if there {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The batch at a place, of the first home that has it whole; homes that have not are noted. Where none has, the worst that is wrong.
+async fn any_home(
+    flow: &Flow,
+    place: &LogPlace,
+    position: LogPosition,
+    (segment, block): (SegmentNo, u32),
+    lacking: &mut Vec<Lacking>,
+) -> Result<Result<Found, FormatError>, DiskError> {
+    let (mut found, mut without) = (None, Vec::new());
+    let mut why = None;
+    for home in place.homes.iter() {
+        let outcome = match batch_at(flow, place, home, position, segment, block).await {
+            Ok(outcome) => outcome,
+            // What one home cannot read another may have.
+            Err(_) if place.homes.count() > 1 => Err(FormatError::Short),
+            Err(error) => return Err(error),
+        };
+        match outcome {
+            Ok(batch) => drop(found.get_or_insert((home, batch))),
+            Err(error) => {
+                without.push(home);
+                let worse = !matches!(error, FormatError::Magic | FormatError::Stale);
+                if worse || why.is_none() {
+                    why = Some(error);
+                }
+            }
+        }
+    }
+    let Some((from, batch)) = found else { return Ok(Err(why.unwrap_or(FormatError::Magic))) };
+    let begins = u32::from(block == 1);
+    let (first, blocks) = (DiskBlock(batch.1.0 - u64::from(begins)), batch.0.blocks() + begins);
+    lacking.extend(without.into_iter().map(|to| Lacking { from, to, first, blocks }));
+    Ok(Ok(batch))
 }
 
 async fn begins_with(
     flow: &Flow,
     place: &LogPlace,
+    home: DiskNo,
     segment: SegmentNo,
     batch: BatchNo,
 ) -> Result<bool, DiskError> {
     let first = place.segment_first(segment);
-    let buf = flow.read(place.at, first, 1).await?;
+    let buf = flow.read(home, first, 1).await?;
     let sound = Prefix::check(&place.identity(Magic::SEGMENT, first, segment.0), &buf).is_ok();
     Ok(sound && take::<SegmentHeader>(&buf, 0).is_ok_and(|header| header.first_batch.get() == batch.0))
 }
 
-/// The batch at block `block` of `segment`, whole and sound and the very one that continues the log, or why not.
+/// The batch at block `block` of `segment` on a home, whole and sound and the very one that continues the log, or why not.
 async fn batch_at(
     flow: &Flow,
     place: &LogPlace,
+    home: DiskNo,
     position: LogPosition,
     segment: SegmentNo,
     block: u32,
 ) -> Result<Result<Found, FormatError>, DiskError> {
     let at = DiskBlock(place.segment_first(segment).0 + u64::from(block));
     let room = place.segment_blocks - block;
-    let mut headers = flow.read(place.at, at, room.min(count32(HEADER_BLOCKS_MAX))).await?;
+    let mut headers = flow.read(home, at, room.min(count32(HEADER_BLOCKS_MAX))).await?;
     let checked = Prefix::check(&place.identity(Magic::BATCH, at, position.batch.0), &headers);
     let header = match checked.and_then(|_| BatchHeader::parse(&headers)) {
         Ok(header) => header,
@@ -177,6 +266,10 @@ async fn batch_at(
     {
         return Ok(Err(FormatError::Stale));
     }
+    let crosses = position.block == 0 || segment != position.segment;
+    if crosses && !begins_with(flow, place, home, segment, position.batch).await? {
+        return Ok(Err(FormatError::Magic));
+    }
     if header.blocks() > room {
         return Ok(Err(FormatError::Field { field: "blocks" }));
     }
@@ -185,7 +278,7 @@ async fn batch_at(
         0 => None,
         blocks => {
             let first = DiskBlock(at.0 + u64::from(header.header_blocks.get()));
-            Some(flow.read(place.at, first, blocks).await?)
+            Some(flow.read(home, first, blocks).await?)
         }
     };
     let bytes = payloads.as_deref().unwrap_or_default();
@@ -227,15 +320,25 @@ fn after(header: &BatchHeader, at: DiskBlock, place: &LogPlace) -> LogPosition {
     }
 }
 
-/// Looks through the whole log area for batches from `batch` on: whether one of them knows that `batch` was durable, and
+/// Looks through the whole log area of a home for batches from `batch` on: whether one of them knows that `batch` was durable, and
 /// whether there are any.
-async fn search(flow: &Flow, place: &LogPlace, batch: BatchNo) -> Result<(bool, bool), DiskError> {
+async fn search(
+    flow: &Flow,
+    place: &LogPlace,
+    home: DiskNo,
+    batch: BatchNo,
+) -> Result<(bool, bool), DiskError> {
     let blocks = u64::from(place.segment_blocks) * u64::from(place.segments);
     let (mut at, mut any) = (0, false);
     while at < blocks {
         let count = u32::try_from(blocks - at).unwrap_or(u32::MAX).min(SEARCH_BLOCKS);
         let first = DiskBlock(place.first.0 + at);
-        let buf = flow.read(place.at, first, count).await?;
+        let buf = match flow.read(home, first, count).await {
+            Ok(buf) => buf,
+            // The other homes say what it would say.
+            Err(_) if place.homes.count() > 1 => return Ok((false, any)),
+            Err(error) => return Err(error),
+        };
         for (number, bytes) in (0_u64..).zip(buf.chunks(BLOCK_BYTES)) {
             let prefix = take::<Prefix>(bytes, 0).ok();
             let candidate = prefix.is_some_and(|prefix| {
@@ -243,7 +346,9 @@ async fn search(flow: &Flow, place: &LogPlace, batch: BatchNo) -> Result<(bool, 
                     && prefix.sequence.get() >= batch.0
                     && prefix.address.get() == first.0 + number
             });
-            if candidate && let Some(header) = header_at(flow, place, DiskBlock(first.0 + number)).await? {
+            if candidate
+                && let Some(header) = header_at(flow, place, home, DiskBlock(first.0 + number)).await?
+            {
                 any = true;
                 if header.durable.get() >= batch.0 {
                     return Ok((true, true));
@@ -255,10 +360,15 @@ async fn search(flow: &Flow, place: &LogPlace, batch: BatchNo) -> Result<(bool, 
     Ok((false, any))
 }
 
-async fn header_at(flow: &Flow, place: &LogPlace, at: DiskBlock) -> Result<Option<BatchHeader>, DiskError> {
+async fn header_at(
+    flow: &Flow,
+    place: &LogPlace,
+    home: DiskNo,
+    at: DiskBlock,
+) -> Result<Option<BatchHeader>, DiskError> {
     let end = place.first.0 + u64::from(place.segment_blocks) * u64::from(place.segments);
     let room = u32::try_from(end - at.0).unwrap_or(u32::MAX);
-    let buf = flow.read(place.at, at, room.min(count32(HEADER_BLOCKS_MAX))).await?;
+    let buf = flow.read(home, at, room.min(count32(HEADER_BLOCKS_MAX))).await?;
     let Ok(header) = BatchHeader::parse(&buf) else { return Ok(None) };
     let ours = header.prefix.is_at(&place.identity(Magic::BATCH, at, 0)).is_ok();
     Ok(ours.then_some(header))

@@ -128,10 +128,7 @@ impl Pool {
     /// Blocks that data of vdisks may occupy.
     #[must_use]
     pub fn capacity_blocks(&self) -> u64 {
-        let of = |superblock: &crate::format::superblock::Superblock| {
-            u64::from(superblock.layout.regions()) * u64::from(superblock.layout.region_blocks)
-        };
-        self.superblocks.iter().map(of).sum()
+        self.members.borrow().capacity_blocks()
     }
 
     /// Blocks that the vdisks of each container map, when all that was written before is in the maps.

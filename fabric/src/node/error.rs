@@ -66,6 +66,12 @@ pub enum FabricError {
     /// The pool's disks.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// No disk is there that has a lane's log.
+    #[error("lane {lane}: no disk that has its log is there; plug in the missing disks")]
+    NoHome {
+        /// The lane.
+        lane: u16,
+    },
     /// A lane that was to be opened.
     #[error(transparent)]
     Lane(#[from] LaneError),

@@ -10,14 +10,13 @@ use uuid::Uuid;
 use super::pool::LaneSeat;
 use super::{Change, ContainerNote, Fabric, FabricError, Loose, Pool, PoolNote, Seat, all, on_disks};
 use crate::alloc::Regions;
-use crate::format::superblock::{EDGE_BLOCKS, LANES_MAX, Superblock, Tier};
+use crate::format::superblock::{DiskState, EDGE_BLOCKS, LANES_MAX, Superblock, Tier};
 use crate::id::{BLOCK_BYTES, DiskNo, LaneNo};
-use crate::lane::{self, LaneDisk, LaneOptions, LanePlace};
-use crate::log::LogPlace;
+use crate::lane::{self, LaneOptions, LanePlace};
 use crate::pool::{self, NewDisk, PoolOptions, Probe};
 
 /// Who has the disks of a pool open, for people.
-const OWNER: &str = "pool";
+pub(super) const OWNER: &str = "pool";
 /// Memory for what the lanes of a pool have not drained, in blocks.
 const TABLE_BLOCKS: u32 = 1 << 16;
 
@@ -60,7 +59,12 @@ impl Fabric {
             disks.retain(|disk| disk.superblock.disk != superblock.disk);
             disks.push(Loose { bdev: name.to_owned(), superblock });
             let newest = disks.iter().max_by_key(|disk| disk.superblock.generation);
-            newest.is_some_and(|newest| disks.len() >= newest.superblock.disks.len())
+            newest.is_some_and(|newest| {
+                let newest = &newest.superblock;
+                let wanted = newest.states.iter().filter(|state| **state != DiskState::Out).count();
+                let is_wanted = |disk: &&Loose| newest.state(disk.superblock.disk_no) != DiskState::Out;
+                disks.iter().filter(is_wanted).count() >= wanted
+            })
         };
         if !complete {
             tracing::info!(bdev = name, pool = %uuid, "a disk of a pool that lacks others");
@@ -79,7 +83,7 @@ impl Fabric {
         opened.map(drop)
     }
 
-    async fn probe(&self, name: &str) -> Result<Option<Superblock>, FabricError> {
+    pub(super) async fn probe(&self, name: &str) -> Result<Option<Superblock>, FabricError> {
         let shared = Arc::clone(self.0.registry.find(name)?.shared());
         let bytes = shared.blocks().saturating_mul(u64::from(shared.block_bytes()));
         if bytes / (BLOCK_BYTES as u64) < 2 * EDGE_BLOCKS {
@@ -161,11 +165,10 @@ impl Fabric {
             let new_disk = |(at, blocks): (DiskNo, u64)| NewDisk { at, uuid: Uuid::new_v4(), blocks, tier };
             let disks: Vec<NewDisk> = plugged.into_iter().map(new_disk).collect();
             let superblocks = pool::plan(uuid, &disks, &options)?;
-            let regions = regions_of(&superblocks);
-            for lane in 0..options.lanes {
-                lane::format(seat.flow(), &place(LaneNo(lane), &superblocks, &regions, &[]))
-                    .await
-                    .map_err(pool::PoolError::from)?;
+            let members = pool::Pool::planned(&disks, &superblocks);
+            let regions = members.regions();
+            for place in (0..options.lanes).filter_map(|lane| members.place(LaneNo(lane), &regions)) {
+                lane::format(seat.flow(), &place).await.map_err(pool::PoolError::from)?;
             }
             for (disk, superblock) in disks.iter().zip(&superblocks) {
                 pool::write_superblock(seat.flow(), disk.at, superblock)
@@ -178,32 +181,28 @@ impl Fabric {
     }
 
     /// Opens a pool whose disks these are.
-    async fn open_pool(&self, bdevs: &[String]) -> Result<Rc<Pool>, FabricError> {
+    pub(super) async fn open_pool(&self, bdevs: &[String]) -> Result<Rc<Pool>, FabricError> {
         let mut disks = Vec::new();
         for name in bdevs {
             disks.push(self.0.registry.claim(name, OWNER)?);
         }
         let reactor = self.first()?;
         let found = on_disks(&reactor, &self.0.mesh, disks.clone(), |seat| async move {
-            Ok(pool::open(seat.flow(), &seat.plugged()).await?)
+            Ok(pool::open_degraded(seat.flow(), &seat.plugged()).await?)
         });
-        let found = found.await?;
-        // In the order of their numbers from here on.
-        let by_number = |(at, _): &(DiskNo, Superblock)| disks.get(usize::from(at.0)).cloned();
-        let disks: Vec<Descriptor> = found.disks.iter().filter_map(by_number).collect();
-        let superblocks: Vec<Superblock> =
-            found.disks.into_iter().map(|(_, superblock)| superblock).collect();
-        let regions = regions_of(&superblocks);
-        let lanes = superblocks.first().map_or(0, |superblock| superblock.layout.lanes);
-        let write_caches: Vec<bool> = disks.iter().map(|disk| disk.shared().caps().write_cache).collect();
+        let mut found = found.await?;
+        let disks = plug_by_number(&mut found, &disks);
+        let regions = found.regions();
+        let lanes = found.newest.layout.lanes;
         let options = lane_options(lanes);
         let reactors = self.0.mesh.reactors().to_vec();
         let opening = (0..lanes).map(|number| {
-            let place = place(LaneNo(number), &superblocks, &regions, &write_caches);
+            let place = place(&found, LaneNo(number), &regions, &disks);
             let (disks, mesh) = (disks.clone(), Arc::clone(&self.0.mesh));
             let at = usize::from(number) % reactors.len().max(1);
             let reactor = reactors.get(at).cloned();
             async move {
+                let Some(place) = place else { return Err(Some(FabricError::NoHome { lane: number })) };
                 let Some(reactor) = reactor else { return Err(self.first().map(drop).err()) };
                 let opened = reactor.call_async(move |cx| Seat::open(cx, mesh, disks, place, options));
                 match opened.await {
@@ -220,8 +219,8 @@ impl Fabric {
             mesh: Arc::clone(&self.0.mesh),
             registry: self.0.registry.clone(),
             disks: RefCell::new(disks),
-            superblocks,
-            regions,
+            members: RefCell::new(found),
+            regions: RefCell::new(regions),
             seats: RefCell::new(seats),
             catalog: RefCell::default(),
             vdisks: RefCell::default(),
@@ -229,6 +228,7 @@ impl Fabric {
             hidden: RefCell::default(),
             quotas: RefCell::default(),
             marks: RefCell::default(),
+            updating: Cell::new(false),
             lost: Cell::new(false),
             warned: Cell::new(0),
         });
@@ -279,8 +279,9 @@ impl Fabric {
             pool.nobody_uses(vdisk)?;
         }
         let names: Vec<String> =
-            pool.disks.borrow().iter().map(|disk| disk.shared().name().to_owned()).collect();
-        let layouts: Vec<_> = pool.superblocks.iter().map(|superblock| superblock.layout).collect();
+            pool.disks.borrow().iter().flatten().map(|disk| disk.shared().name().to_owned()).collect();
+        let layouts: Vec<_> =
+            pool.members.borrow().disks.iter().map(|(_, superblock)| superblock.layout).collect();
         self.close_pool(&pool).await;
         drop(pool);
         let mut disks = Vec::new();
@@ -338,6 +339,7 @@ impl Pool {
         let catalog = super::Catalog::read(self.uuid, &notes.await?)?;
         *self.catalog.borrow_mut() = catalog;
         self.compress_all().await?;
+        self.set_repair_rate(super::REPAIR_MIB_DEFAULT).await?;
         self.limit_containers().await?;
         self.recover().await
     }
@@ -362,38 +364,31 @@ impl Pool {
     }
 }
 
-fn regions_of(superblocks: &[Superblock]) -> Vec<Arc<Regions>> {
-    superblocks.iter().map(|superblock| Arc::new(Regions::new(superblock.layout))).collect()
+/// Plugs the disks of a pool in by their numbers.
+fn plug_by_number(found: &mut pool::Pool, disks: &[Descriptor]) -> Vec<Option<Descriptor>> {
+    let mut by_number: Vec<Option<Descriptor>> = vec![None; found.newest.disks.len()];
+    for (at, superblock) in &mut found.disks {
+        let plugged = disks.get(usize::from(at.0)).cloned();
+        *at = superblock.disk_no;
+        if let Some(place) = by_number.get_mut(usize::from(at.0)) {
+            *place = plugged;
+        }
+    }
+    by_number
 }
 
-/// Where a lane is, when disks are plugged in by their numbers.
+/// Where a lane is, on disks that are plugged in by their numbers.
 fn place(
+    found: &pool::Pool,
     lane: LaneNo,
-    superblocks: &[Superblock],
     regions: &[Arc<Regions>],
-    write_caches: &[bool],
-) -> LanePlace {
-    let homes = superblocks.first().map(|superblock| superblock.lane_homes.as_slice()).unwrap_or_default();
-    let home = homes.get(usize::from(lane.0)).copied().unwrap_or_default();
-    let Some(superblock) = superblocks.get(usize::from(home.0)) else {
-        panic!("a lane's home is no disk of the pool: superblocks are checked when they are read")
-    };
-    let layout = superblock.layout;
-    let disks = (0..).map(DiskNo).zip(regions).map(|(at, regions)| LaneDisk {
-        at,
-        regions: Arc::clone(regions),
-        write_cache: write_caches.get(usize::from(at.0)).copied().unwrap_or(true),
-    });
-    let log = LogPlace {
-        pool: superblock.pool,
-        lane,
-        disk_no: superblock.disk_no,
-        at: home,
-        first: layout.log_first(lane),
-        segment_blocks: layout.segment_blocks,
-        segments: layout.segments,
-    };
-    LanePlace { log, layout, disks: disks.collect() }
+    disks: &[Option<Descriptor>],
+) -> Option<LanePlace> {
+    let mut place = found.place(lane, regions)?;
+    for (disk, descriptor) in place.disks.iter_mut().zip(disks) {
+        disk.write_cache = descriptor.as_ref().is_none_or(|disk| disk.shared().caps().write_cache);
+    }
+    Some(place)
 }
 
 /// What each of so many lanes may use.

@@ -11,7 +11,6 @@ use uuid::Uuid;
 
 use super::{Catalog, Change, FabricError, Seat, SnapshotNote, VdiskNote, all, on_seat};
 use crate::alloc::Regions;
-use crate::format::superblock::Superblock;
 use crate::lane::WorkError;
 use crate::vdisk::{Mesh, Quota, Route, Vdisk, VdiskConfig};
 
@@ -28,10 +27,12 @@ pub struct Pool {
     pub uuid: Uuid,
     pub(super) mesh: Arc<Mesh>,
     pub(super) registry: Registry,
-    /// By number; empty once it is closed.
-    pub(super) disks: RefCell<Vec<Descriptor>>,
-    pub(super) superblocks: Vec<Superblock>,
-    pub(super) regions: Vec<Arc<Regions>>,
+    /// By number; `None` for those that are out; empty once it is closed.
+    pub(super) disks: RefCell<Vec<Option<Descriptor>>>,
+    /// What the superblocks say; disks are plugged in by their numbers.
+    pub(super) members: RefCell<crate::pool::Pool>,
+    /// By number.
+    pub(super) regions: RefCell<Vec<Arc<Regions>>>,
     /// By lane.
     pub(super) seats: RefCell<Vec<LaneSeat>>,
     pub(super) catalog: RefCell<Catalog>,
@@ -45,7 +46,9 @@ pub struct Pool {
     pub(super) quotas: RefCell<BTreeMap<u64, Arc<Quota>>>,
     /// Where lanes ended some time ago, for compression after a delay.
     pub(super) marks: RefCell<super::compression::Marks>,
-    /// A disk is going.
+    /// Its superblocks are being written.
+    pub(super) updating: Cell<bool>,
+    /// A disk is going that it cannot do without.
     pub(super) lost: Cell<bool>,
     /// The highest threshold that it is above, in percent.
     pub(super) warned: Cell<u8>,

@@ -5,7 +5,6 @@ use std::rc::Rc;
 use serde_json::{Value, json};
 
 use super::{Fabric, FabricError, Phase, Pool, VdiskNote};
-use crate::format::superblock::Tier;
 use crate::id::BLOCK_BYTES;
 
 /// Percentages at which a warning is given.
@@ -68,19 +67,14 @@ impl Pool {
             let mapped: u64 = seat.lane().state().shards.values().map(|shard| shard.mapped).sum();
             Ok((seat.lane().usage(), mapped, seat.lane().failed().is_some() || seat.problem().is_some()))
         });
-        let regions: u64 = self
-            .regions
-            .iter()
-            .zip(&self.superblocks)
-            .map(|(regions, superblock)| regions.free() as u64 * u64::from(superblock.layout.region_blocks))
-            .sum();
+        let (regions, copies) = self.free_regions();
         let mut sum = PoolUsage {
             capacity: self.capacity_blocks() * BYTES,
             free: regions * BYTES,
             ..PoolUsage::default()
         };
         for (lane, mapped, failed) in each.await? {
-            sum.free += lane.free_blocks * BYTES;
+            sum.free += lane.free_blocks / copies * BYTES;
             sum.used += lane.used_blocks * BYTES;
             sum.decoded += lane.decoded_blocks * BYTES;
             sum.live += lane.live_blocks * BYTES;
@@ -104,22 +98,14 @@ impl Pool {
     /// `pool_list`'s entry.
     #[must_use]
     pub fn describe(&self) -> Value {
-        let disks = self.disks.borrow();
-        let disk =
-            |(disk, superblock): (&penstock_bdev::Descriptor, &crate::format::superblock::Superblock)| {
-                json!({
-                    "bdev": disk.shared().name(),
-                    "uuid": superblock.disk.to_string(),
-                    "tier": match superblock.tier { Tier::Ssd => "ssd", Tier::Hdd => "hdd" },
-                    "bytes": superblock.layout.blocks * BYTES,
-                })
-            };
         let catalog = self.catalog.borrow();
         json!({
             "name": self.name(),
             "uuid": self.uuid.to_string(),
             "state": "open",
-            "disks": disks.iter().zip(&self.superblocks).map(disk).collect::<Vec<_>>(),
+            "disks": self.describe_disks(),
+            "copies": self.members.borrow().newest.copies,
+            "degraded": self.members.borrow().newest.degraded,
             "lanes": self.lanes(),
             "capacity_bytes": self.capacity_blocks() * BYTES,
             "containers": catalog.containers.len(),
@@ -208,7 +194,7 @@ impl Pool {
             json!({
                 "name": note.name,
                 "pool": self.name(),
-                "replication_factor": 1,
+                "replication_factor": self.copies(),
                 "compression": note.compression.map_or("off", |compression| compression.codec.name()),
                 "compression_delay_s": note.compression.and_then(|compression| compression.delay_s),
                 "limit_bytes": note.limit,
@@ -227,7 +213,9 @@ impl Fabric {
     pub fn incomplete(&self) -> Vec<Value> {
         let problems = self.0.problems.borrow();
         let entry = |(uuid, disks): (&uuid::Uuid, &Vec<super::Loose>)| {
-            let all = disks.iter().map(|disk| disk.superblock.disks.len()).max()?;
+            let newest = disks.iter().max_by_key(|disk| disk.superblock.generation)?;
+            let states = newest.superblock.states.iter();
+            let all = states.filter(|state| **state != crate::format::superblock::DiskState::Out).count();
             let state = match problems.get(uuid) {
                 Some(problem) => format!("offline: {problem}"),
                 None => format!("incomplete: {} of {all} disks are there", disks.len()),

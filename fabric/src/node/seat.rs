@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_bdev::Descriptor;
+use penstock_bdev::{BdevChannel, BdevError, Descriptor};
 use penstock_reactor::{Cx, Poller, PollerId, Rest, Tick};
 
 use super::FabricError;
@@ -42,10 +42,15 @@ impl Seat {
     ///
     /// # Errors
     /// What a disk's channel says.
-    pub fn new(cx: &Cx, disks: &[Descriptor], hub: &Rc<Hub>, counted: bool) -> Result<Rc<Self>, FabricError> {
+    pub fn new(
+        cx: &Cx,
+        disks: &[Option<Descriptor>],
+        hub: &Rc<Hub>,
+        counted: bool,
+    ) -> Result<Rc<Self>, FabricError> {
         let channels = disks
             .iter()
-            .map(|disk| if counted { disk.channel(cx) } else { disk.uncounted_channel(cx) })
+            .map(|disk| disk.as_ref().map(|disk| channel(disk, cx, counted)).transpose())
             .collect::<Result<Vec<_>, _>>()?;
         let seat = Rc::new(Self {
             flow: Flow::new(),
@@ -69,7 +74,7 @@ impl Seat {
     pub async fn open(
         cx: Cx,
         mesh: Arc<Mesh>,
-        disks: Vec<Descriptor>,
+        disks: Vec<Option<Descriptor>>,
         place: LanePlace,
         options: LaneOptions,
     ) -> Result<u32, FabricError> {
@@ -131,7 +136,7 @@ impl Seat {
         if self.channels.borrow().in_flight() == 0 {
             self.closed.set(true);
             // The disks are free from here on, not only when the poller is dropped.
-            drop(self.channels.replace(Channels::new(Vec::new())));
+            drop(self.channels.replace(Channels::new(Vec::<BdevChannel>::new())));
         }
         if let Some(poller) = self.poller.take() {
             cx.remove_poller(poller);
@@ -142,6 +147,28 @@ impl Seat {
     #[must_use]
     pub fn flow(&self) -> &Flow {
         &self.flow
+    }
+
+    /// Lets go of a disk: what is for it from now on ends with an error.
+    pub fn pull(&self, at: crate::id::DiskNo) {
+        self.channels.borrow_mut().pull(at);
+    }
+
+    /// Plugs a disk in behind all others.
+    ///
+    /// # Errors
+    /// What the disk's channel says; its place is empty then.
+    pub fn plug(&self, cx: &Cx, disk: &Descriptor) -> Result<(), FabricError> {
+        let channel = channel(disk, cx, true);
+        let mut channels = self.channels.borrow_mut();
+        match channel {
+            Ok(channel) => channels.add(Some(channel)),
+            Err(error) => {
+                channels.add(None);
+                return Err(error.into());
+            }
+        }
+        Ok(())
     }
 
     /// Its channels' blocks, by number.
@@ -173,6 +200,10 @@ impl Seat {
     pub fn problem(&self) -> Option<String> {
         self.problem.borrow().clone()
     }
+}
+
+fn channel(disk: &Descriptor, cx: &Cx, counted: bool) -> Result<BdevChannel, BdevError> {
+    if counted { disk.channel(cx) } else { disk.uncounted_channel(cx) }
 }
 
 struct SeatPoller {

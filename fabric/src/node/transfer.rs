@@ -39,7 +39,7 @@ impl Mouth {
         let of_reactor = Arc::clone(&mesh);
         let seat = reactor.call_async(move |cx| async move {
             let hub = Hub::of(&cx, &of_reactor);
-            let seat = Seat::new(&cx, &[disk], &hub, true)?;
+            let seat = Seat::new(&cx, &[Some(disk)], &hub, true)?;
             Ok::<u32, FabricError>(hub.add_seat(seat))
         });
         let seat = seat.await??;

@@ -18,8 +18,13 @@ pub(crate) fn shard(number: u64) -> ShardId {
 
 /// A pool with one lane and shards 1 to 3.
 pub(crate) fn fresh(seed: u64, disks: usize) -> (World, LanePlace, Bench) {
+    fresh_with(seed, disks, 1)
+}
+
+/// The same with so many copies of everything.
+pub(crate) fn fresh_with(seed: u64, disks: usize, copies: u8) -> (World, LanePlace, Bench) {
     let mut world = World::new(seed, disks, DISK_BLOCKS);
-    let superblocks = format(&mut world, &Flow::new());
+    let superblocks = format(&mut world, &Flow::new(), copies);
     let place = place(&superblocks);
     let (mut bench, _) = open(&mut world, &place, Oracle::default(), 0).unwrap();
     for number in 1..=3 {
@@ -42,7 +47,7 @@ pub(crate) fn reopen(world: &mut World, place: &LanePlace, bench: Bench) -> Benc
 pub(crate) fn fresh_regions(place: &LanePlace) -> LanePlace {
     let mut place = place.clone();
     for disk in &mut place.disks {
-        disk.regions = std::sync::Arc::new(penstock_fabric::alloc::Regions::new(place.layout));
+        disk.regions = std::sync::Arc::new(penstock_fabric::alloc::Regions::new(place.homes[0].layout));
     }
     place
 }

@@ -8,16 +8,13 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use penstock_bdev::{Io, IoFlags, IoStatus, Lba, Op};
-use penstock_fabric::alloc::Regions;
 use penstock_fabric::flow::{DiskIo, Flow};
-use penstock_fabric::format::superblock::{Superblock, Tier};
+use penstock_fabric::format::superblock::{DiskState, Superblock, Tier};
 use penstock_fabric::id::{BLOCK_BYTES, DiskNo, LaneNo, ShardId};
-use penstock_fabric::lane::{self, Lane, LaneDisk, LaneError, LaneOptions, LanePlace, OpenReport, WorkError};
-use penstock_fabric::log::LogPlace;
+use penstock_fabric::lane::{self, Lane, LaneError, LaneOptions, LanePlace, OpenReport, WorkError};
 use penstock_fabric::pool::{self, NewDisk, PoolOptions};
 use penstock_fabric::sim::{Actor, PowerCut, World};
 use penstock_reactor::Tick;
@@ -402,13 +399,19 @@ impl Bench {
         let state = self.lane.state();
         let mut free: BTreeMap<DiskNo, BTreeSet<u64>> = BTreeMap::new();
         for (disk, region) in &state.regions {
+            if place.disks[usize::from(disk.0)].state != DiskState::In {
+                continue;
+            }
             let (first, blocks) = place.disks[usize::from(disk.0)].regions.blocks(*region);
             free.entry(*disk).or_default().extend(first.0..first.0 + blocks);
         }
         for (id, egroup) in &state.egroups {
             assert!(egroup.live > 0 && egroup.live <= u64::from(egroup.decoded), "egroup {id}: {egroup:?}");
-            for block in egroup.first.0..egroup.first.0 + u64::from(egroup.blocks) {
-                assert!(free.get_mut(&egroup.disk).unwrap().remove(&block), "block {block} is used twice");
+            for copy in egroup.places() {
+                let Some(free) = free.get_mut(&copy.disk) else { continue };
+                for block in copy.first.0..copy.first.0 + u64::from(egroup.blocks) {
+                    assert!(free.remove(&block), "block {block} is used twice");
+                }
             }
         }
         for (disk, expected) in free {
@@ -441,39 +444,33 @@ fn block_of(stamp: Stamp) -> [u8; BLOCK_BYTES] {
 }
 
 pub(crate) const POOL: PoolOptions =
-    PoolOptions { lanes: 1, segment_blocks: 600, segments: 6, region_blocks: 2048 };
+    PoolOptions { lanes: 1, segment_blocks: 600, segments: 6, region_blocks: 2048, copies: 1 };
 
 /// A new pool of `disks` disks with one lane.
-pub(crate) fn format(world: &mut World, flow: &Flow) -> Vec<Superblock> {
+pub(crate) fn format(world: &mut World, flow: &Flow, copies: u8) -> Vec<Superblock> {
     let new = world.plugged().into_iter().map(|(at, blocks)| {
         let uuid = Uuid::from_u128(100 + u128::from(at.0));
         NewDisk { at, uuid, blocks, tier: Tier::Ssd }
     });
     let new: Vec<NewDisk> = new.collect();
+    let options = PoolOptions { copies, ..POOL };
     let superblocks =
-        world.must(&mut flow.clone(), pool::create(flow, Uuid::from_u128(1), &new, &POOL)).unwrap();
+        world.must(&mut flow.clone(), pool::create(flow, Uuid::from_u128(1), &new, &options)).unwrap();
     let place = place(&superblocks);
     world.must(&mut flow.clone(), lane::format(flow, &place)).unwrap();
     superblocks
 }
 
 pub(crate) fn place(superblocks: &[Superblock]) -> LanePlace {
-    let home = &superblocks[0];
-    let disks = (0..).zip(superblocks).map(|(at, superblock)| LaneDisk {
+    let disk = |(at, superblock): (u16, &Superblock)| NewDisk {
         at: DiskNo(at),
-        regions: Arc::new(Regions::new(superblock.layout)),
-        write_cache: true,
-    });
-    let log = LogPlace {
-        pool: home.pool,
-        lane: LaneNo(0),
-        disk_no: DiskNo(0),
-        at: DiskNo(0),
-        first: home.layout.log_first(LaneNo(0)),
-        segment_blocks: home.layout.segment_blocks,
-        segments: home.layout.segments,
+        uuid: superblock.disk,
+        blocks: superblock.layout.blocks,
+        tier: superblock.tier,
     };
-    LanePlace { log, layout: home.layout, disks: disks.collect() }
+    let disks: Vec<NewDisk> = (0..).zip(superblocks).map(disk).collect();
+    let pool = pool::Pool::planned(&disks, superblocks);
+    pool.place(LaneNo(0), &pool.regions()).unwrap()
 }
 
 /// Opens the lane again after whatever happened; the oracle keeps what is sure and what may be.

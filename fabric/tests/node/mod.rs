@@ -1,5 +1,7 @@
 //! A node of two reactors with a pool on disks in memory, and I/O by scripts that run on any of them.
 
+#![allow(dead_code, reason = "no test uses all of it")]
+
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -18,7 +20,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 pub(crate) const OPTIONS: PoolOptions =
-    PoolOptions { lanes: 3, segment_blocks: 1024, segments: 4, region_blocks: 2048 };
+    PoolOptions { lanes: 3, segment_blocks: 1024, segments: 4, region_blocks: 2048, copies: 1 };
 
 struct Unpark(std::thread::Thread);
 
@@ -58,7 +60,9 @@ impl Node {
             let timer = timer.clone();
             async move { drop(timer.call_async(move |cx| async move { cx.sleep(duration).await }).await) }
         };
-        background.borrow_mut().push(Box::pin(fabric.clone().look_after(pause)));
+        background.borrow_mut().push(Box::pin(fabric.clone().look_after(pause.clone())));
+        background.borrow_mut().push(Box::pin(fabric.clone().watch_disks(pause.clone())));
+        background.borrow_mut().push(Box::pin(fabric.clone().tend_disks(pause)));
         background.borrow_mut().push(Box::pin(registry.look_after_removals()));
         Self { started, reactors, registry, fabric, background }
     }
@@ -78,6 +82,11 @@ impl Node {
         }
     }
 
+    /// Has a task polled whenever something is waited for.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.background.borrow_mut().push(Box::pin(task));
+    }
+
     /// Registers disks, which lose nothing when the node ends.
     pub(crate) fn plug(&self, disks: &[Arc<dyn penstock_bdev::Bdev>]) {
         for disk in disks {
@@ -87,12 +96,17 @@ impl Node {
     }
 
     pub(crate) fn create_pool(&self, bdevs: &[&str]) -> Result<(), FabricError> {
+        self.create_pool_with(bdevs, 1)
+    }
+
+    /// The same with so many copies of everything.
+    pub(crate) fn create_pool_with(&self, bdevs: &[&str], copies: u8) -> Result<(), FabricError> {
         let new = NewPool {
             name: "p0".into(),
             uuid: Uuid::new_v4(),
             bdevs: bdevs.iter().map(|name| (*name).to_owned()).collect(),
             tier: Tier::Ssd,
-            options: OPTIONS,
+            options: PoolOptions { copies, ..OPTIONS },
             force: false,
         };
         self.wait(self.fabric.create_pool(&new)).map(drop)

@@ -12,6 +12,9 @@ use penstock_fabric::format::superblock::Tier;
 use penstock_fabric::node::AddDisk;
 use serde_json::Value;
 
+/// What a writer has written, when it has ended.
+type Newest = std::rc::Rc<std::cell::RefCell<Option<Vec<(u64, u64)>>>>;
+
 const BLOCK: usize = 4096;
 const SPAN: u64 = 600;
 
@@ -100,7 +103,7 @@ fn disks_are_pulled_added_and_left_and_hosts_see_nothing_of_it() {
     let (first, second) = (writers.next().unwrap(), writers.next().unwrap());
     let both = [std::rc::Rc::default(), std::rc::Rc::default()];
     for (writer, newest) in [first, second].into_iter().zip(&both) {
-        let newest: std::rc::Rc<std::cell::RefCell<Option<Vec<(u64, u64)>>>> = std::rc::Rc::clone(newest);
+        let newest: Newest = std::rc::Rc::clone(newest);
         node.spawn(async move { *newest.borrow_mut() = Some(writer.await) });
     }
     wait_for(&node, &["m1", "m2"], true);

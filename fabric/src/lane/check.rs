@@ -98,7 +98,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The copies of an egroup that are there, with where their disks are plugged in.
-    fn copies(&self, egroup: &Egroup) -> Vec<(Place, DiskNo)> {
+    pub(crate) fn copies(&self, egroup: &Egroup) -> Vec<(Place, DiskNo)> {
         let disks = &self.place.disks;
         let there = |place: Place| {
             let disk = disks.get(usize::from(place.disk.0)).filter(|disk| disk.state != DiskState::Out);

@@ -125,7 +125,6 @@ impl Lane {
         let free = free_space(place, &state)?;
         let write_cache = place.has_write_cache();
         let mended = end.lacking.len() + lacking.len();
-        let torn = end.torn;
         let log =
             Log::open(place.log, end.position, found.replay_from.segment, life, write_cache, end.begins);
         let log = log.ok_or(LaneError::NoBuffers { lane })?;
@@ -181,7 +180,7 @@ impl Lane {
         };
         let lane = Self(Rc::new(RefCell::new(core)), flow.clone());
         lane.0.borrow_mut().repair.restart();
-        Ok((lane, OpenReport { records, torn, damaged_checkpoints, mended }))
+        Ok((lane, OpenReport { records, torn: end.torn, damaged_checkpoints, mended }))
     }
 }
 

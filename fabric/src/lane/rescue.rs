@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::check::{Reader, Walk, live_of};
 use super::checkpoint::Checkpoint;
 use super::{LanePlace, WorkError};
-use crate::egroup::{Builder, Spot};
+use crate::egroup::{Builder, Spot, rebuild};
 use crate::flow::{DiskError, Flow};
 use crate::format::checkpoint::{MetaKind, MetaOp};
 use crate::format::egroup::{EGROUP_HEADER_BLOCKS_MAX, EgroupHeader, HeaderPart, KIND_DATA, KIND_NODE};
@@ -53,6 +53,8 @@ struct Extent {
 /// All egroups of a lane by their headers.
 #[derive(Default)]
 struct Scan {
+    /// All generations that are found.
+    found: BTreeMap<EgroupId, Vec<Egroup>>,
     egroups: BTreeMap<EgroupId, Egroup>,
     data: BTreeMap<ShardId, Vec<Extent>>,
     /// The newest first: the CRC is in the node itself.
@@ -175,6 +177,7 @@ async fn scan(flow: &Flow, place: &LanePlace) -> Result<Scan, DiskError> {
             }
         }
     }
+    choose_generations(&Reader::new(flow, place), &mut scan).await;
     // Whose is what, of the newest generations.
     let mut reader = Reader::new(flow, place);
     for (id, egroup) in &scan.egroups {
@@ -196,7 +199,23 @@ async fn scan(flow: &Flow, place: &LanePlace) -> Result<Scan, DiskError> {
     Ok(scan)
 }
 
-/// Takes in a header at `block`, where it is one of this lane and the newest of its egroup.
+/// Of several generations the newest that is whole: one that was being written when power went may have its header only.
+async fn choose_generations(reader: &Reader<'_>, scan: &mut Scan) {
+    for (id, mut found) in std::mem::take(&mut scan.found) {
+        found.sort_by_key(|egroup| std::cmp::Reverse(egroup.generation));
+        let mut chosen = found.first().copied();
+        for egroup in found.iter().filter(|_| found.len() > 1) {
+            let copies = reader.copies(egroup);
+            if rebuild(reader.flow, &reader.owner(), id, egroup, &copies).await.is_ok() {
+                chosen = Some(*egroup);
+                break;
+            }
+        }
+        scan.egroups.extend(chosen.map(|egroup| (id, egroup)));
+    }
+}
+
+/// Takes in a header at `block`, where it is one of this lane.
 async fn take_header(
     flow: &Flow,
     place: &LanePlace,
@@ -231,13 +250,12 @@ async fn take_header(
     if egroup.blocks > room {
         return Ok(());
     }
-    match scan.egroups.get_mut(&id) {
+    let found = scan.found.entry(id).or_default();
+    let same = |known: &&mut Egroup| place.copies > 1 && known.generation == generation && known.disk != disk;
+    match found.iter_mut().find(same) {
         // Another copy of the same.
-        Some(known) if known.generation == generation && known.disk != disk => {
-            known.second = egroup.places().next();
-        }
-        Some(known) if known.generation >= generation => {}
-        _ => drop(scan.egroups.insert(id, egroup)),
+        Some(known) => known.second = egroup.places().next(),
+        None => found.push(egroup),
     }
     Ok(())
 }

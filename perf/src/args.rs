@@ -101,6 +101,7 @@ TARGETS:
   null                                   a bdev that stores nothing (1 TiB)
   malloc[:SIZE]                          a bdev in memory (default 256M)
   file:PATH                              a file or block device, through io_uring
+  pcie:ADDRESS[?nsid=N]                  an NVMe device that vfio-pci has (penstock-hugepage-setup), as in pcie:0000:5e:00.0
   nvme-tcp://HOST:PORT/NQN[?nsid=N]      an NVMe/TCP target, through penstock's own initiator
   iscsi://HOST:PORT/IQN/LUN              an iSCSI target, through penstock's own initiator (no digests, no CHAP)
 

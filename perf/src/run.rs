@@ -28,15 +28,17 @@ pub fn run(args: &Args) -> anyhow::Result<Report> {
     let per_worker = usize::try_from(u64::from(args.qd) * args.bs.next_power_of_two().max(4096))?;
     let bytes = (per_worker * cores.len() * 2).max(64 << 20);
     mem::init(MemConfig { initial_bytes: bytes, max_bytes: bytes, ..MemConfig::default() })?;
-    let mut target = Target::open(args)?;
-    let progress = Arc::new(Progress::default());
     let mut reactors = Vec::new();
-    let (report, reports) = mpsc::channel();
     for (index, core) in cores.iter().enumerate() {
-        let started = start_reactor(index, *core, args.seed)?;
+        reactors.push(start_reactor(index, *core, args.seed)?);
+    }
+    let handles: Vec<_> = reactors.iter().map(|started| started.handle.clone()).collect();
+    let mut target = Target::open(args, &handles)?;
+    let progress = Arc::new(Progress::default());
+    let (report, reports) = mpsc::channel();
+    for (index, started) in reactors.iter().enumerate() {
         let task = plan(args, &target, index, cores.len(), Arc::clone(&progress))?;
-        start_worker(&started, &mut target, args, task, report.clone())?;
-        reactors.push(started);
+        start_worker(started, &mut target, args, task, report.clone())?;
     }
     drop(report);
     let totals = wait(args, &progress, &reports, cores.len());
@@ -44,8 +46,10 @@ pub fn run(args: &Args) -> anyhow::Result<Report> {
         started.handle.stop();
         drop(started.join.join());
     }
-    if let Target::Remote(remote) = target {
-        remote.close()?;
+    match target {
+        Target::Remote(remote) => remote.close()?,
+        Target::Pcie(pcie) => pcie.detach(),
+        Target::Bdev(_) | Target::Iscsi(_) => {}
     }
     let pattern = format!("{:?}", args.rw).to_lowercase();
     Ok(Report::new(&args.target, &pattern, args.bs, args.qd, cores.len(), &totals?))
@@ -109,13 +113,8 @@ fn start_worker(
     report: mpsc::Sender<Outcome>,
 ) -> anyhow::Result<()> {
     match target {
-        Target::Bdev(descriptor) => {
-            let descriptor: Descriptor = descriptor.clone();
-            started.handle.send(move |cx| {
-                let worker = descriptor.channel(cx).map_err(anyhow::Error::from);
-                add_worker(cx, worker, task, slots, report);
-            })?;
-        }
+        Target::Bdev(descriptor) => start_on_bdev(started, descriptor.clone(), task, slots, report)?,
+        Target::Pcie(pcie) => start_on_bdev(started, pcie.descriptor().clone(), task, slots, report)?,
         Target::Remote(remote) => {
             let queues = remote.open_queues(args.queues, args.qd)?;
             started.handle.send(move |cx| add_worker(cx, Ok(queues), task, slots, report))?;
@@ -126,6 +125,19 @@ fn start_worker(
         }
     }
     Ok(())
+}
+
+fn start_on_bdev(
+    started: &Started,
+    descriptor: Descriptor,
+    task: Task,
+    slots: (u64, u64),
+    report: mpsc::Sender<Outcome>,
+) -> anyhow::Result<()> {
+    Ok(started.handle.send(move |cx| {
+        let channel = descriptor.channel(cx).map_err(anyhow::Error::from);
+        add_worker(cx, channel, task, slots, report);
+    })?)
 }
 
 fn add_worker<D: Device + 'static>(

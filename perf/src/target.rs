@@ -14,6 +14,7 @@ use penstock_bdev::{Bdev, Descriptor, OpenMode};
 use penstock_nvme_tcp::blocking::BlockingController;
 use penstock_nvme_tcp::controller::ControllerConfig;
 use penstock_nvme_tcp::{AuthConfig, QpairConfig, Tls, TlsKey};
+use penstock_reactor::ReactorHandle;
 use penstock_reactor::net::{SocketOptions, TcpSocket};
 use penstock_security::chap::{Keys, Policy};
 use penstock_security::keyring::Keyring;
@@ -26,6 +27,7 @@ use zeroize::Zeroizing;
 
 use crate::args::{Args, parse_bytes};
 use crate::iscsi::IscsiTarget;
+use crate::pcie::PcieTarget;
 use crate::remote::{Queue, Remote};
 
 const NULL_BLOCKS: u64 = 1 << 28;
@@ -39,6 +41,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Target {
     /// A bdev of this process.
     Bdev(Descriptor),
+    /// A namespace of an NVMe device.
+    Pcie(PcieTarget),
     /// A namespace of an NVMe/TCP target.
     Remote(Box<RemoteTarget>),
     /// A LUN of an iSCSI target.
@@ -56,16 +60,19 @@ pub struct RemoteTarget {
 }
 
 impl Target {
-    /// Opens what `args` names.
+    /// Opens what `args` names, to be driven by `reactors`.
     ///
     /// # Errors
     /// When there is no such target, or it cannot be opened.
-    pub fn open(args: &Args) -> anyhow::Result<Self> {
+    pub fn open(args: &Args, reactors: &[ReactorHandle]) -> anyhow::Result<Self> {
         if let Some(rest) = args.target.strip_prefix("nvme-tcp://") {
             return Ok(Self::Remote(Box::new(RemoteTarget::connect(rest, args)?)));
         }
         if let Some(rest) = args.target.strip_prefix("iscsi://") {
             return Ok(Self::Iscsi(Box::new(IscsiTarget::connect(rest)?)));
+        }
+        if let Some(rest) = args.target.strip_prefix("pcie:") {
+            return Ok(Self::Pcie(PcieTarget::attach(rest, reactors)?));
         }
         let (kind, rest) = args.target.split_once(':').unwrap_or((&args.target, ""));
         let bdev: Arc<dyn Bdev> = match kind {
@@ -81,7 +88,8 @@ impl Target {
     #[must_use]
     pub fn geometry(&self) -> (u32, u64) {
         match self {
-            Self::Bdev(descriptor) => (descriptor.shared().block_bytes(), descriptor.shared().blocks()),
+            Self::Bdev(descriptor) => geometry(descriptor),
+            Self::Pcie(pcie) => geometry(pcie.descriptor()),
             Self::Remote(remote) => (remote.block_bytes, remote.blocks),
             Self::Iscsi(target) => target.geometry(),
         }
@@ -184,6 +192,10 @@ fn auth_config(args: &Args) -> anyhow::Result<Option<Arc<AuthConfig>>> {
         policy.groups.clone_from(&args.dhchap_dhgroups);
     }
     Ok(Some(Arc::new(AuthConfig { keys: Keys { host: secret(path)?, controller }, policy })))
+}
+
+fn geometry(descriptor: &Descriptor) -> (u32, u64) {
+    (descriptor.shared().block_bytes(), descriptor.shared().blocks())
 }
 
 fn open_file(path: &str) -> anyhow::Result<Arc<Uring>> {

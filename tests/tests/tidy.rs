@@ -46,6 +46,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "penstock-security",
             "penstock-reactor",
             "penstock-bdev",
+            "penstock-nvme",
             "penstock-nvme-tcp",
             "penstock-nvmf",
         ],

@@ -122,6 +122,7 @@ impl Job {
         let depth = u32::try_from(self.units.len().max(1))?;
         let (device, is_local): (Box<dyn Device>, bool) = match &mut target {
             Target::Bdev(descriptor) => (Box::new(descriptor.channel(self.reactor.cx())?), true),
+            Target::Pcie(pcie) => (Box::new(pcie.descriptor().channel(self.reactor.cx())?), true),
             Target::Remote(remote) => (Box::new(remote.open_queues(name.args.queues, depth)?), false),
             Target::Iscsi(target) => (Box::new(target.open_session(depth)?), false),
         };

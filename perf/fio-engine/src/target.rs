@@ -75,14 +75,14 @@ impl Name {
         static BDEVS: Mutex<BTreeMap<(u32, String), Descriptor>> = Mutex::new(BTreeMap::new());
         let name = &self.args.target;
         if name.contains("://") {
-            return Target::open(&self.args);
+            return Target::open(&self.args, &[]);
         }
         let mut bdevs = BDEVS.lock().ok().context("another job panicked")?;
         let key = (std::process::id(), name.clone());
         if let Some(descriptor) = bdevs.get(&key) {
             return Ok(Target::Bdev(descriptor.clone()));
         }
-        let target = Target::open(&self.args)?;
+        let target = Target::open(&self.args, &[])?;
         if let Target::Bdev(descriptor) = &target {
             bdevs.insert(key, descriptor.clone());
         }
@@ -94,6 +94,7 @@ impl Name {
 pub(crate) fn does(target: &Target, op: Op) -> bool {
     match target {
         Target::Bdev(descriptor) => descriptor.shared().caps().supports(op),
+        Target::Pcie(pcie) => pcie.descriptor().shared().caps().supports(op),
         Target::Remote(_) => matches!(op, Op::Read | Op::Write | Op::Flush | Op::Unmap),
         Target::Iscsi(_) => matches!(op, Op::Read | Op::Write),
     }

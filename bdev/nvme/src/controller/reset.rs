@@ -4,6 +4,7 @@
 //!   queues pause ─► CC.EN=0 ─► queues rewind ─► bring-up, queues created ─► queues resume: what was under way is done again
 //!                      │ does not stop: bus mastering off              │ fails too often
 //!                      └──────────────────────────► failed: all I/O ends ◄┘
+//!                                                     after a while it is tried again
 //! ```
 
 use penstock_bdev::IoStatus;
@@ -18,6 +19,23 @@ const ATTEMPTS: usize = 3;
 const RESETS_MAX: usize = 8;
 /// ... within this time is given up.
 const WINDOW_NS: u64 = 60_000_000_000;
+/// A controller that was given up is tried again, as it may have been slow for a while only: after the reconnect delay,
+/// then after twice as long each time, this long at most.
+const RETRY_MAX_NS: u64 = 60_000_000_000;
+
+/// When a controller that was given up is tried again.
+#[derive(Debug)]
+pub(super) struct Retry {
+    first_ns: u64,
+    next_ns: u64,
+    due_ns: u64,
+}
+
+impl Retry {
+    pub(super) fn new(first_ns: u64) -> Self {
+        Self { first_ns, next_ns: first_ns, due_ns: 0 }
+    }
+}
 
 impl Keeper {
     /// Resets the controller.
@@ -33,6 +51,9 @@ impl Keeper {
         self.on_queues(|queue, _| queue.pause());
         let now_ns = self.time.now_ns();
         self.resets.retain(|at_ns| now_ns.saturating_sub(*at_ns) < WINDOW_NS);
+        if self.resets.is_empty() && now_ns.saturating_sub(self.retry.due_ns) >= WINDOW_NS {
+            self.retry.next_ns = self.retry.first_ns;
+        }
         self.resets.push_back(now_ns);
         if self.resets.len() > RESETS_MAX {
             let problem =
@@ -58,6 +79,15 @@ impl Keeper {
             }
         }
         self.fail(problem)
+    }
+
+    /// Tries a controller that was given up again, when it is time.
+    pub(super) fn retry(&mut self) {
+        if self.time.now_ns() >= self.retry.due_ns {
+            // Its resets are forgiven, so that it has a chance; the delay is not.
+            self.resets.clear();
+            drop(self.reset("it was given up a while ago"));
+        }
     }
 
     fn try_to_reset(&mut self) -> Result<Vec<Shadows>, AdminError> {
@@ -101,8 +131,11 @@ impl Keeper {
         tracing::error!(
             controller = self.name,
             problem,
-            "the NVMe controller is given up; bdev_nvme_reset_controller tries again"
+            "the NVMe controller is given up; it is tried again in {} s, or by bdev_nvme_reset_controller",
+            self.retry.next_ns / 1_000_000_000
         );
+        self.retry.due_ns = self.time.now_ns().saturating_add(self.retry.next_ns);
+        self.retry.next_ns = self.retry.next_ns.saturating_mul(2).min(RETRY_MAX_NS);
         self.with_report(|report| report.state = ControllerState::Failed(problem.clone()));
         Err(problem)
     }

@@ -200,8 +200,9 @@ fn a_command_without_an_answer_is_aborted_then_the_controller_reset() {
 }
 
 #[test]
-fn a_controller_that_does_not_come_back_ends_its_io_and_can_be_reset_later() {
-    let options = NvmeOptions { timeout_us: 50_000, ..NvmeOptions::default() };
+fn a_controller_that_does_not_come_back_ends_its_io_and_is_tried_again_later() {
+    let mut options = NvmeOptions { timeout_us: 50_000, ..NvmeOptions::default() };
+    options.loss.reconnect_delay_sec = 1;
     let mut rig = Rig::new(1, None, options);
     let mut channel = rig.channel(0);
     {
@@ -217,10 +218,17 @@ fn a_controller_that_does_not_come_back_ends_its_io_and_can_be_reset_later() {
     rig.until("it is given up", |rig| matches!(rig.controller().report().state, ControllerState::Failed(_)));
     let done = run(&mut rig, &mut channel, vec![io(2, Op::Read, 0, 0)]);
     assert_eq!(done[0].status, IoStatus::TimedOut);
-    rig.model.inner().faults = Default::default();
+    let broken = std::mem::take(&mut rig.model.inner().faults);
     let controller = Arc::clone(rig.controller());
     rig.wait(controller.reset()).unwrap();
     let done = run(&mut rig, &mut channel, vec![io(3, Op::Read, 0, 0)]);
+    assert_eq!(done[0].status, IoStatus::Success);
+    rig.model.inner().faults = broken;
+    let done = run(&mut rig, &mut channel, vec![io(4, Op::Read, 0, 0)]);
+    assert_eq!(done[0].status, IoStatus::TimedOut);
+    rig.model.inner().faults = Default::default();
+    rig.until("it comes back by itself", |rig| rig.controller().report().state == ControllerState::Live);
+    let done = run(&mut rig, &mut channel, vec![io(5, Op::Read, 0, 0)]);
     assert_eq!(done[0].status, IoStatus::Success);
     drop(channel);
     rig.detach();

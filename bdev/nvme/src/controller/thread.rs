@@ -11,6 +11,7 @@ use penstock_reactor::{Clock, Cx, ReactorHandle, Tick};
 use penstock_spec::nvme::event::{EventResult, EventType, NoticeEvent};
 
 use super::log::{errors_of, health_of};
+use super::reset::Retry;
 use super::seat::{self, Lane};
 use super::{
     ASKS_MAX, Ask, AttachError, Controller, ControllerConfig, ControllerEvent, ControllerState, Identity,
@@ -85,6 +86,7 @@ pub(super) struct Keeper {
     pub(super) time: ThreadTime,
     period: Duration,
     health_due_ns: u64,
+    pub(super) retry: Retry,
     pub(super) io_queues_wanted: u16,
     /// When the last resets were.
     pub(super) resets: std::collections::VecDeque<u64>,
@@ -122,6 +124,7 @@ impl Keeper {
             time,
             period: Duration::from_micros(options.nvme_adminq_poll_period_us),
             health_due_ns: 0,
+            retry: Retry::new(u64::from(options.loss.reconnect_delay_sec.max(1)) * 1_000_000_000),
             io_queues_wanted: wanted,
             resets: std::collections::VecDeque::new(),
             device,
@@ -316,10 +319,11 @@ impl Keeper {
     /// Looks whether the controller is there and well, and what it has to tell.
     fn look(&mut self) {
         if self.state() != Some(ControllerState::Live) {
-            if self.state() != Some(ControllerState::Gone)
-                && matches!(self.admin.look(), Err(AdminError::Gone))
-            {
-                self.gone();
+            if self.state() != Some(ControllerState::Gone) {
+                match self.admin.look() {
+                    Err(AdminError::Gone) => self.gone(),
+                    _ => self.retry(),
+                }
             }
             return;
         }

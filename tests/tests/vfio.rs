@@ -16,27 +16,29 @@ use serde_json::json;
 
 const LONG: Duration = Duration::from_secs(180);
 
-/// The IOMMU, which must be the first device.
-fn machine() -> Vec<String> {
-    ["-device", "intel-iommu,intremap=on,caching-mode=on"].map(str::to_owned).into()
-}
-
 fn disk(scratch: &Scratch, name: &str, mib: u64) -> String {
     let file = scratch.join(name);
     File::create(&file).unwrap().set_len(mib << 20).unwrap();
     file.display().to_string()
 }
 
-fn boot(args: Vec<String>) -> Result<Guest> {
-    let mut guest = Machine::new(Kernel::Linux6_12)
+/// A machine with these devices behind the IOMMU.
+fn machine_with(devices: Vec<String>) -> Result<Machine> {
+    Machine::new(Kernel::Linux6_12)
         .machine("q35,kernel-irqchip=split")
         .kernel_argument("intel_iommu=on")
         .kernel_argument("iommu=nopt")
-        .arguments(args)
+        // The IOMMU must be the first device.
+        .arguments(["-device", "intel-iommu,intremap=on,caching-mode=on"])
+        .arguments(devices)
         .modules(&["vfio-pci", "vfio_iommu_type1"])
+        .program("penstock-hugepage-setup")
+}
+
+fn boot(devices: Vec<String>) -> Result<Guest> {
+    let mut guest = machine_with(devices)?
         .program("penstockd")?
         .program("penstock")?
-        .program("penstock-hugepage-setup")?
         .program("examples/vhost_bench")?
         .boot()?;
     guest.run(SETUP)?;
@@ -105,7 +107,7 @@ fn verify(nsid: u32, mib: u32, seed: u32) -> String {
 fn a_controller_with_two_namespaces_of_both_block_lengths_serves_the_guests_own_kernel() -> Result<()> {
     let scratch = Scratch::new()?;
     let (first, second, third) = (disk(&scratch, "a", 64), disk(&scratch, "b", 64), disk(&scratch, "c", 64));
-    let mut args = machine();
+    let mut args = Vec::new();
     for (id, file) in [("a", &first), ("b", &second), ("c", &third)] {
         args.push("-drive".into());
         args.push(format!("file={file},if=none,id={id},format=raw,cache=none"));
@@ -223,8 +225,7 @@ fn a_device_that_fails_is_reset_or_is_pulled_out_harms_only_its_own_io() -> Resu
         &rules,
         "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nsector = \"65536\"\nonce = \"off\"\n",
     )?;
-    let mut args = machine();
-    args.extend([
+    let args = Vec::from([
         "-qmp".into(),
         format!("unix:{},server=on,wait=off", socket.display()),
         "-blockdev".into(),
@@ -241,6 +242,8 @@ fn a_device_that_fails_is_reset_or_is_pulled_out_harms_only_its_own_io() -> Resu
         format!("file={pulled},if=none,id=p0,format=raw,cache=none"),
         "-device".into(),
         "nvme,drive=p0,serial=PULLED,bus=rp1,id=hp0".into(),
+        "-blockdev".into(),
+        "null-co,node-name=n1,size=16777216".into(),
     ]);
     let mut guest = boot(args)?;
     let pulled_at = guest
@@ -276,6 +279,22 @@ fn a_device_that_fails_is_reset_or_is_pulled_out_harms_only_its_own_io() -> Resu
     )?;
     guest.finish(job, LONG)?;
     guest.run_for(LONG, &verify(1, 8, 8))?;
+
+    // Another device is put in: it comes by itself as soon as vfio-pci is given it, and stays away once it was detached.
+    guest.run(&rpc("bdev_nvme_set_hotplug", json!({"enable": true})))?;
+    qmp(
+        &socket,
+        "device_add",
+        json!({"driver": "nvme", "drive": "n1", "serial": "PUT-IN", "bus": "rp1", "id": "hp1"}),
+    )?;
+    guest.run_for(
+        LONG,
+        "eventually 30 penstock-hugepage-setup apply --bind serial:PUT-IN --yes
+         eventually 30 sh -c 'penstock --socket /run/p.sock rpc bdev_get_bdevs {} | grep -q HotInNvme0n1'
+         ! penstock --socket /run/p.sock rpc save_config {} | grep -q HotInNvme0",
+    )?;
+    guest.run_for(LONG, &rpc("bdev_nvme_detach_controller", json!({"name": "HotInNvme0"})))?;
+    guest.run("sleep 1; ! penstock --socket /run/p.sock rpc bdev_nvme_get_controllers {} | grep PUT-IN")?;
     guest.run("nvme disconnect-all; kill $(cat /run/penstockd.pid); eventually 20 sh -c '! kill -0 $(cat /run/penstockd.pid) 2>/dev/null'")?;
     let log = guest.run("cat /run/penstockd.log")?;
     assert!(!log.contains("panicked"), "{log}");
@@ -283,5 +302,120 @@ fn a_device_that_fails_is_reset_or_is_pulled_out_harms_only_its_own_io() -> Resu
     guest.run(
         "penstock-hugepage-setup undo --yes; eventually 20 test -e /sys/bus/pci/drivers/nvme/0000:00:05.0",
     )?;
+    Ok(())
+}
+
+/// A command's answers per second, by fio in the guest.
+fn fio_iops(guest: &mut Guest, disk: &str) -> Result<f64> {
+    let said = guest.run_for(
+        LONG,
+        &format!(
+            "fio --name=kernel --filename={disk} --readonly --rw=randread --bs=4k --iodepth=32 --ioengine=libaio \
+             --direct=1 --time_based --runtime=4 --output-format=json"
+        ),
+    )?;
+    let report: serde_json::Value = serde_json::from_str(&said)?;
+    report.pointer("/jobs/0/read/iops").and_then(serde_json::Value::as_f64).context("fio's IOPS")
+}
+
+/// System calls of a whole run of so many reads.
+fn system_calls(guest: &mut Guest, ios: u64) -> Result<u64> {
+    let said = guest.run_for(
+        LONG,
+        &format!(
+            "strace -f -c -U calls -o /run/calls penstock-perf pcie:0000:00:05.0 --qd 32 --ios {ios} --time 60 -q >/dev/null
+             awk '$2 == \"total\" {{ print $1 }}' /run/calls"
+        ),
+    )?;
+    Ok(said.trim().parse()?)
+}
+
+#[test]
+fn polling_is_faster_than_the_kernels_driver_and_needs_no_system_call() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let file = disk(&scratch, "polled", 256);
+    let args = Vec::from([
+        "-drive".into(),
+        format!("file={file},if=none,id=d,format=raw,cache=none,aio=io_uring"),
+        "-device".into(),
+        "nvme,drive=d,serial=POLLED,addr=5".into(),
+    ]);
+    let mut guest = machine_with(args)?.program("penstock-perf")?.tools(&["strace"]).boot()?;
+    guest.run("eventually 20 test -b /dev/nvme0n1")?;
+    let kernels = fio_iops(&mut guest, "/dev/nvme0n1")?;
+    guest.run("penstock-hugepage-setup apply --bind serial:POLLED --hugepages 2M=64 --yes")?;
+    let said = guest
+        .run_for(LONG, "penstock-perf pcie:0000:00:05.0 --qd 32 --cores 1 --warmup 1 --time 4 --json -q")?;
+    let report: serde_json::Value = serde_json::from_str(&said)?;
+    let ours = report.get("iops").and_then(serde_json::Value::as_f64).context("our IOPS")?;
+    println!("4 KiB random reads at queue depth 32: {ours:.0} polled, {kernels:.0} by the kernel's driver");
+    ensure!(ours > kernels, "{ours} IOPS polled, {kernels} by the kernel's driver");
+    let (once, twice) = (system_calls(&mut guest, 10_000)?, system_calls(&mut guest, 20_000)?);
+    println!("system calls of 10,000 reads: {once}, of 20,000: {twice}");
+    // The clock, the controller's own thread and the progress go on while the reads do.
+    ensure!(twice < once + 500, "10,000 more reads took {} system calls more", twice - once);
+    guest.run_for(
+        LONG,
+        "penstock-perf pcie:0000:00:05.0 --rw randwrite --qd 16 --bs 64k --size 32M --ios 2000 --verify -q",
+    )?;
+    guest.run("penstock-hugepage-setup undo --yes; eventually 20 test -b /dev/nvme0n1")?;
+    Ok(())
+}
+
+#[test]
+fn a_device_slower_than_its_time_limit_is_aborted_and_reset_and_then_serves_again() -> Result<()> {
+    let scratch = Scratch::new()?;
+    let (file, socket) = (disk(&scratch, "slow", 64), scratch.join("qmp"));
+    let args = Vec::from([
+        "-qmp".into(),
+        format!("unix:{},server=on,wait=off", socket.display()),
+        "-object".into(),
+        "throttle-group,id=limits,x-iops-total=100000".into(),
+        "-blockdev".into(),
+        format!("driver=file,node-name=f0,filename={file}"),
+        "-blockdev".into(),
+        "driver=throttle,node-name=t0,throttle-group=limits,file=f0".into(),
+        "-device".into(),
+        "nvme,drive=t0,serial=SLOW,addr=5".into(),
+    ]);
+    let mut guest = boot(args)?;
+    let limits = json!({"timeout_us": 500_000, "action_on_timeout": "abort", "bdev_retry_count": 3});
+    guest.run(&rpc("bdev_nvme_set_options", limits))?;
+    attach(&mut guest, "Slow", "0000:00:05.0")?;
+    export(&mut guest, &["Slown1"])?;
+    guest.run_for(LONG, &verify(1, 8, 1))?;
+
+    // Sixteen commands at once, of which four are done in a second. What the host is told of them is the host's to judge.
+    let throttle = |iops: u32| {
+        qmp(
+            &socket,
+            "qom-set",
+            json!({"path": "/objects/limits", "property": "limits", "value": {"iops-total": iops}}),
+        )
+    };
+    throttle(4)?;
+    let job = guest.start(
+        "fio --name=slow --filename=$(ns 1) --offset=32m --size=16m --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio \
+         --direct=1 --time_based --runtime=6 || true",
+    )?;
+    guest.finish(job, LONG)?;
+    throttle(100_000)?;
+    // A controller that was given up is tried again by itself.
+    guest.run_for(
+        LONG,
+        "eventually 60 sh -c 'penstock --socket /run/p.sock rpc bdev_nvme_get_controllers {} | grep -q enabled' || {
+             penstock --socket /run/p.sock rpc bdev_nvme_get_controllers {}; tail -n 30 /run/penstockd.log; exit 1; }",
+    )?;
+    let report = guest.run(&rpc("bdev_nvme_get_controllers", json!({"name": "Slow"})))?;
+    let report: serde_json::Value = serde_json::from_str(&report)?;
+    let count =
+        |what: &str| report.pointer(&format!("/0/ctrlrs/0/{what}")).and_then(serde_json::Value::as_u64);
+    println!("{:?} aborts, {:?} resets", count("aborts"), count("resets"));
+    ensure!(count("aborts") > Some(0) || count("resets") > Some(0), "no limit was held: {report}");
+    // What was there before is as it was, and the device serves as before.
+    guest.run_for(LONG, &format!("{} --verify_only", verify(1, 8, 1).trim_end()))?;
+    guest.run_for(LONG, &verify(1, 8, 2))?;
+    let log = guest.run("cat /run/penstockd.log")?;
+    ensure!(!log.contains("panicked"), "{log}");
     Ok(())
 }

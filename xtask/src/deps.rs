@@ -54,6 +54,7 @@ const TOOLS: &[Tool] = &[
     tool("grub-mkimage", "grub-common"),
     tool("/usr/lib/grub/i386-pc/boot.img", "grub-pc-bin"),
     tool("fio", "fio"),
+    tool("strace", "strace"),
     tool("sqlite3", "sqlite3"),
     tool("nvme", "nvme-cli"),
     tool("keyctl", "keyutils"),

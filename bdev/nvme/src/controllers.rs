@@ -20,6 +20,7 @@ use crate::controller::{
 };
 use crate::device::Device;
 use crate::event::{self, Work};
+use crate::hotplug::Hotplug;
 use crate::options::NvmeOptions;
 use crate::pci::{BadAddress, PciAddress};
 use crate::vfio::{IommuMode, VfioDevice, VfioError};
@@ -117,6 +118,7 @@ struct Inner {
     entries: RefCell<BTreeMap<String, Entry>>,
     /// Names of those that are being attached.
     coming: RefCell<BTreeMap<String, String>>,
+    hotplug: RefCell<Hotplug>,
     sender: UnboundedSender<(String, ControllerEvent)>,
     events: RefCell<Option<UnboundedReceiver<(String, ControllerEvent)>>>,
 }
@@ -145,6 +147,7 @@ impl NvmeControllers {
             options: Cell::new(NvmeOptions::default()),
             entries: RefCell::default(),
             coming: RefCell::default(),
+            hotplug: RefCell::default(),
             sender,
             events: RefCell::new(Some(events)),
         }))
@@ -257,6 +260,7 @@ impl NvmeControllers {
         }
         controller.detach().await;
         self.0.entries.borrow_mut().remove(name);
+        self.0.hotplug.borrow_mut().forget(name, controller.address());
         tracing::info!(controller = name, "an NVMe controller was detached");
         Ok(())
     }
@@ -277,11 +281,25 @@ impl NvmeControllers {
         self.0.entries.borrow().values().map(|entry| Arc::clone(&entry.controller)).collect()
     }
 
-    /// Parameters of the calls that attach all of them again.
+    /// Parameters of the calls that attach all of them again, but for those that came by themselves.
     #[must_use]
     pub fn configs(&self) -> Vec<Value> {
-        let gone = |entry: &&Entry| entry.controller.report().state != ControllerState::Gone;
-        self.0.entries.borrow().values().filter(gone).map(|entry| entry.params.clone()).collect()
+        let hotplug = self.0.hotplug.borrow();
+        let stays = |(name, entry): &(&String, &Entry)| {
+            entry.controller.report().state != ControllerState::Gone && !hotplug.brought(name)
+        };
+        self.0.entries.borrow().iter().filter(stays).map(|(_, entry)| entry.params.clone()).collect()
+    }
+
+    pub(crate) fn hotplug(&self) -> &RefCell<Hotplug> {
+        &self.0.hotplug
+    }
+
+    /// Whether the device at that address is attached, or about to be.
+    pub(crate) fn has_address(&self, address: &str) -> bool {
+        let (entries, coming) = (self.0.entries.borrow(), self.0.coming.borrow());
+        entries.values().any(|entry| entry.controller.address() == address)
+            || coming.values().any(|other| other == address)
     }
 
     /// Does what controllers' events ask for. For the control thread to run as a task of its own; a second one does nothing.

@@ -20,6 +20,7 @@ pub mod data;
 pub mod device;
 pub mod dma;
 mod event;
+pub mod hotplug;
 #[expect(
     clippy::indexing_slicing,
     reason = "a model for tests: what does not fit in it is a mistake in the test"

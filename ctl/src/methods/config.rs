@@ -173,10 +173,12 @@ fn nvme(app: &Rc<App>) -> Vec<Call> {
     let options = nvme::options_json(&app.nvme).map(|params| ("bdev_nvme_set_options", params));
     let controllers = app.nvme.configs().into_iter().chain(app.remote.configs());
     let controllers = controllers.map(|params| ("bdev_nvme_attach_controller", params));
+    // After the others, which are to have their names.
+    let hotplug = nvme::hotplug_json(&app.nvme).map(|params| ("bdev_nvme_set_hotplug", params));
     let policies = app.remote.policy_configs().into_iter();
     let policies = policies.map(|params| ("bdev_nvme_set_multipath_policy", params));
     let call = |(method, params): (&str, Value)| Call { method: method.to_owned(), params: Some(params) };
-    options.into_iter().chain(controllers).chain(policies).map(call).collect()
+    options.into_iter().chain(controllers).chain(hotplug).chain(policies).map(call).collect()
 }
 
 /// What bdev_set_qos_limit set.

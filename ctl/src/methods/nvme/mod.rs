@@ -4,8 +4,10 @@ mod remote;
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use penstock_nvme::controller::{Controller, ControllerState, Health, Identity};
+use penstock_nvme::hotplug;
 use penstock_nvme::options::{NvmeOptions, TimeoutAction};
 use penstock_nvme::vfio::IommuMode;
 use penstock_nvme::{NvmeControllers, NvmeError, PcieAttach};
@@ -16,6 +18,9 @@ use crate::params;
 use crate::rpc::error::errno;
 use crate::rpc::param::Off;
 use crate::rpc::{Kind, RpcError, Table};
+
+/// Looking for devices more often helps nobody.
+const HOTPLUG_PERIOD_MIN: Duration = Duration::from_millis(1);
 
 params! {
     /// Of `bdev_nvme_set_options`.
@@ -55,7 +60,7 @@ params! {
         /// A remote controller is given up after so many seconds without a connection; -1: never, 0: after one attempt.
         /// Default: 600.
         ctrlr_loss_timeout_sec: Option<i32>,
-        /// Between attempts to connect to it, in seconds. Default: 2.
+        /// Between attempts to connect to it, or to start a PCIe controller that was given up, in seconds. Default: 2.
         reconnect_delay_sec: Option<u32>,
         /// I/O does not wait for it any more after so many seconds without a connection; 0: until it is given up. Default: 0.
         fast_io_fail_timeout_sec: Option<u32>,
@@ -216,8 +221,24 @@ params! {
     }
 }
 
+params! {
+    /// Of `bdev_nvme_set_hotplug`.
+    SetHotplug {
+        /// NVMe devices that vfio-pci has, or is given, are attached by themselves; their names are HotInNvme0 and so on.
+        enable: bool,
+        /// Between two looks for devices, in microseconds, 1000 to 10000000; 0: the default. Default: 100000.
+        period_us: Option<u64>,
+    }
+}
+
 pub(crate) fn add(table: &mut Table<Rc<App>>) {
     table
+        .add(
+            "bdev_nvme_set_hotplug",
+            Kind::Change,
+            "Attaches NVMe devices by themselves when vfio-pci is given them, or no more.",
+            set_hotplug,
+        )
         .add(
             "bdev_nvme_set_options",
             Kind::Change,
@@ -320,6 +341,29 @@ async fn set_options(app: Rc<App>, params: SetOptions) -> Result<Value, RpcError
     }
     app.nvme.set_options(options);
     Ok(Value::Bool(true))
+}
+
+async fn set_hotplug(app: Rc<App>, params: SetHotplug) -> Result<Value, RpcError> {
+    let period = match params.period_us {
+        None | Some(0) => hotplug::PERIOD_DEFAULT,
+        Some(us) => Duration::from_micros(us),
+    };
+    if !(HOTPLUG_PERIOD_MIN..=hotplug::PERIOD_MAX).contains(&period) {
+        let us = period.as_micros();
+        return Err(RpcError::invalid_params(format!(
+            "bdev_nvme_set_hotplug: period_us is {us}; it must be 1000 to 10000000, or 0"
+        )));
+    }
+    if app.nvme.set_hotplug(params.enable.then_some(period)).await {
+        tokio::task::spawn_local(app.nvme.clone().watch_devices(tokio::time::sleep));
+    }
+    Ok(Value::Bool(true))
+}
+
+/// What `bdev_nvme_set_hotplug` would have to be called with; `None` where it is off.
+pub(crate) fn hotplug_json(nvme: &NvmeControllers) -> Option<Value> {
+    let period = nvme.hotplug_period()?;
+    Some(json!({"enable": true, "period_us": u64::try_from(period.as_micros()).unwrap_or(u64::MAX)}))
 }
 
 /// What `bdev_nvme_set_options` would have to be called with; `None` where everything is as at the start.

@@ -1,4 +1,5 @@
 //! Disks of a pool lost, added and left while a Linux host writes and verifies on a vdisk.
+#![expect(clippy::indexing_slicing, reason = "a member that a JSON value lacks is null")]
 
 use std::fs::File;
 use std::process::Command;
@@ -52,8 +53,8 @@ fn is_whole(pool: &Value, bdevs: &[&str]) -> bool {
     pool["degraded"] == false && used == bdevs && !disks.iter().any(|disk| disk["state"] == "leaving")
 }
 
-#[test]
-fn a_host_sees_no_error_while_disks_of_the_pool_fail_vanish_come_and_are_left() -> Result<()> {
+/// A vdisk with a copy on d0 and one on d1, which can be made to fail, as namespace 1.
+fn two_disks_in_use_and_two_beside() -> Result<Penstock> {
     let mut target = Penstock::start(Backend::Malloc, 4096)?;
     for name in ["d0", "d1", "d2", "d3"] {
         disk(&mut target, name)?;
@@ -63,9 +64,16 @@ fn a_host_sees_no_error_while_disks_of_the_pool_fail_vanish_come_and_are_left() 
     target.daemon().call("pool_create", new)?;
     ensure!(pool(&mut target)?["copies"] == 2, "two disks are not two copies");
     target.daemon().call("vdisk_create", json!({"name": "v", "bytes": 64 * MIB, "block_size": 4096}))?;
-    let (port, nqn) = (target.port(), target.nqn().to_owned());
+    let nqn = target.nqn().to_owned();
     let namespace = json!({"bdev_name": "v", "nsid": 1});
     target.daemon().call("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": namespace}))?;
+    Ok(target)
+}
+
+#[test]
+fn a_host_sees_no_error_while_disks_of_the_pool_fail_vanish_come_and_are_left() -> Result<()> {
+    let mut target = two_disks_in_use_and_two_beside()?;
+    let (port, nqn) = (target.port(), target.nqn().to_owned());
     let mut guest = Guest::boot(Kernel::Linux6_12, &[])?;
     guest.run(&format!(
         "modprobe nvme-tcp

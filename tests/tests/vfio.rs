@@ -214,6 +214,25 @@ fn qmp(socket: &Path, command: &str, arguments: serde_json::Value) -> Result<()>
     Ok(())
 }
 
+/// It comes as soon as vfio-pci is given it, and stays away once it was detached.
+fn a_device_that_is_put_in_comes_by_itself(guest: &mut Guest, socket: &Path) -> Result<()> {
+    guest.run(&rpc("bdev_nvme_set_hotplug", json!({"enable": true})))?;
+    qmp(
+        socket,
+        "device_add",
+        json!({"driver": "nvme", "drive": "n1", "serial": "PUT-IN", "bus": "rp1", "id": "hp1"}),
+    )?;
+    guest.run_for(
+        LONG,
+        "eventually 30 penstock-hugepage-setup apply --bind serial:PUT-IN --yes
+         eventually 30 sh -c 'penstock --socket /run/p.sock rpc bdev_get_bdevs {} | grep -q HotInNvme0n1'
+         ! penstock --socket /run/p.sock rpc save_config {} | grep -q HotInNvme0",
+    )?;
+    guest.run_for(LONG, &rpc("bdev_nvme_detach_controller", json!({"name": "HotInNvme0"})))?;
+    guest.run("sleep 1; ! penstock --socket /run/p.sock rpc bdev_nvme_get_controllers {} | grep PUT-IN")?;
+    Ok(())
+}
+
 #[test]
 fn a_device_that_fails_is_reset_or_is_pulled_out_harms_only_its_own_io() -> Result<()> {
     let scratch = Scratch::new()?;
@@ -279,22 +298,7 @@ fn a_device_that_fails_is_reset_or_is_pulled_out_harms_only_its_own_io() -> Resu
     )?;
     guest.finish(job, LONG)?;
     guest.run_for(LONG, &verify(1, 8, 8))?;
-
-    // Another device is put in: it comes by itself as soon as vfio-pci is given it, and stays away once it was detached.
-    guest.run(&rpc("bdev_nvme_set_hotplug", json!({"enable": true})))?;
-    qmp(
-        &socket,
-        "device_add",
-        json!({"driver": "nvme", "drive": "n1", "serial": "PUT-IN", "bus": "rp1", "id": "hp1"}),
-    )?;
-    guest.run_for(
-        LONG,
-        "eventually 30 penstock-hugepage-setup apply --bind serial:PUT-IN --yes
-         eventually 30 sh -c 'penstock --socket /run/p.sock rpc bdev_get_bdevs {} | grep -q HotInNvme0n1'
-         ! penstock --socket /run/p.sock rpc save_config {} | grep -q HotInNvme0",
-    )?;
-    guest.run_for(LONG, &rpc("bdev_nvme_detach_controller", json!({"name": "HotInNvme0"})))?;
-    guest.run("sleep 1; ! penstock --socket /run/p.sock rpc bdev_nvme_get_controllers {} | grep PUT-IN")?;
+    a_device_that_is_put_in_comes_by_itself(&mut guest, &socket)?;
     guest.run("nvme disconnect-all; kill $(cat /run/penstockd.pid); eventually 20 sh -c '! kill -0 $(cat /run/penstockd.pid) 2>/dev/null'")?;
     let log = guest.run("cat /run/penstockd.log")?;
     assert!(!log.contains("panicked"), "{log}");

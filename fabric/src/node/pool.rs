@@ -9,8 +9,10 @@ use penstock_bdev::{Bdev, Descriptor, Registry};
 use penstock_reactor::{Cx, ReactorHandle};
 use uuid::Uuid;
 
+use super::recover::lanes_of;
 use super::{Catalog, Change, FabricError, Seat, SnapshotNote, VdiskNote, all, on_seat};
 use crate::alloc::Regions;
+use crate::id::ShardId;
 use crate::lane::WorkError;
 use crate::vdisk::{Mesh, Quota, Route, Vdisk, VdiskConfig};
 
@@ -114,6 +116,26 @@ impl Pool {
             self.at_lane(lane, move |seat, cx| function(lane, seat, cx))
         });
         all(each).await.into_iter().collect()
+    }
+
+    /// As [`Self::at_lanes`], at those that have shards of a vdisk, each with its own.
+    pub(super) async fn at_shards<T, F, Fut>(
+        &self,
+        number: u64,
+        note: &VdiskNote,
+        function: F,
+    ) -> Result<Vec<T>, FabricError>
+    where
+        T: Send + 'static,
+        F: Fn(Vec<ShardId>, Rc<Seat>) -> Fut + Send + Clone + 'static,
+        Fut: Future<Output = Result<T, WorkError>> + 'static,
+    {
+        let shards: Vec<(u16, ShardId)> = note.shards(number).collect();
+        self.at_lanes(lanes_of(note), move |lane, seat, _| {
+            let of_lane = shards.iter().filter(|(of, _)| *of == lane);
+            function(of_lane.map(|(_, shard)| *shard).collect(), seat)
+        })
+        .await
     }
 
     /// Makes changes of the catalog durable, then true.

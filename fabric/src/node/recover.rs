@@ -76,20 +76,15 @@ impl Pool {
         for (number, snapshot) in snapshots {
             self.drop_snapshot(number, &snapshot).await?;
         }
-        let shards: Vec<(u16, ShardId)> = note.shards(number).collect();
-        self.at_lanes(lanes_of(note), move |lane, seat, _| {
-            let shards: Vec<ShardId> =
-                shards.iter().filter(|(of, _)| *of == lane).map(|(_, shard)| *shard).collect();
-            async move {
-                for shard in shards {
-                    let there = seat.lane().state().shards.contains_key(&shard);
-                    if there {
-                        seat.lane().delete_shard(shard).await?;
-                    }
+        self.at_shards(number, note, move |shards, seat| async move {
+            for shard in shards {
+                let there = seat.lane().state().shards.contains_key(&shard);
+                if there {
+                    seat.lane().delete_shard(shard).await?;
                 }
-                seat.lane().want_collect();
-                Ok(())
             }
+            seat.lane().want_collect();
+            Ok(())
         })
         .await?;
         self.commit(vec![Change::Vdisk(number, None)]).await
@@ -102,16 +97,11 @@ impl Pool {
         note: &VdiskNote,
         snapshot: u64,
     ) -> Result<(), FabricError> {
-        let shards: Vec<(u16, ShardId)> = note.shards(number).collect();
-        self.at_lanes(lanes_of(note), move |lane, seat, _| {
-            let shards: Vec<ShardId> =
-                shards.iter().filter(|(of, _)| *of == lane).map(|(_, shard)| *shard).collect();
-            async move {
-                for shard in shards {
-                    seat.lane().revert_shard(shard, snapshot).await?;
-                }
-                Ok(())
+        self.at_shards(number, note, move |shards, seat| async move {
+            for shard in shards {
+                seat.lane().revert_shard(shard, snapshot).await?;
             }
+            Ok(())
         })
         .await?;
         let done = VdiskNote { phase: Phase::Ready, ..note.clone() };

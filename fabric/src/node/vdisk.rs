@@ -349,16 +349,11 @@ impl Pool {
     /// Zeroes what is between two lengths of a vdisk.
     async fn zero_from(&self, number: u64, note: &VdiskNote, from: u64, to: u64) -> Result<(), FabricError> {
         let (first, end) = (from / BLOCK_BYTES as u64, to / BLOCK_BYTES as u64);
-        let shards: Vec<(u16, ShardId)> = note.shards(number).collect();
-        self.at_lanes(lanes_of(note), move |lane, seat, _| {
-            let shards: Vec<ShardId> =
-                shards.iter().filter(|(of, _)| *of == lane).map(|(_, shard)| *shard).collect();
-            async move {
-                for shard in shards {
-                    seat.lane().zero_shard(shard, first, end - first).await?;
-                }
-                Ok(())
+        self.at_shards(number, note, move |shards, seat| async move {
+            for shard in shards {
+                seat.lane().zero_shard(shard, first, end - first).await?;
             }
+            Ok(())
         })
         .await
         .map(drop)
